@@ -1,1 +1,1 @@
-
+"""Turning a model into text: caches, sampling, generation."""
