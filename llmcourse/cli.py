@@ -102,39 +102,32 @@ def _ask(options: argparse.Namespace) -> None:
     if not question.strip():
         raise CourseError('The question is empty; write one, as in: llmcourse ask "What is a cat?"')
     from llmcourse.decode.generate import generate_cached
-    from llmcourse.measure.timing import TokenTimes
+    from llmcourse.measure.timing import TokenTimer
     from llmcourse.models import load_model
 
     model, tokenizer = load_model(options.model)
     stream = generate_cached(
         model, tokenizer.chat(question), max_tokens=options.max_tokens, end_ids=tokenizer.end_ids
     )
-    times = TokenTimes()
+    timer = TokenTimer(stream)
     pieces = []
-    for piece in tokenizer.stream(times.watch(stream)):
+    for piece in tokenizer.stream(timer):
         pieces.append(piece)
         if not options.json:
             print(piece, end="", flush=True)
     if options.json:
-        _print_json(
-            {
-                "answer": "".join(pieces),
-                "tokens": times.tokens,
-                "ttft_s": times.ttft_s,
-                "tokens_per_s": times.tokens_per_s,
-            }
-        )
+        _print_json({"answer": "".join(pieces), **timer.times.to_dict()})
         return
     print()
     # The speed goes to stderr, so that `llmcourse ask … > answer.txt` holds the answer alone.
-    print(f"\n{times}", file=sys.stderr)
+    print(f"\n{timer.times}", file=sys.stderr)
 
 
 def _model(options: argparse.Namespace) -> None:
     from llmcourse.data.checkpoints import describe, resolve_checkpoint
 
-    found = describe(resolve_checkpoint(options.model))
-    _print_json(found) if options.json else print(found["path"])
+    folder = resolve_checkpoint(options.model)  # fetches and converts what is not here yet
+    _print_json(describe(options.model)) if options.json else print(folder)
 
 
 def _data(options: argparse.Namespace) -> None:

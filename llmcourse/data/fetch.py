@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from llmcourse.data.index import Place, find, redact, request, urlopen
+from llmcourse.data.index import OutOfReach, Place, find, redact, request, urlopen
 from llmcourse.data.sources import Source
 from llmcourse.errors import CourseError
 from llmcourse.paths import cache
@@ -125,7 +125,7 @@ def _receive(source: Source, place: Place, part: Path, progress: bool) -> None:
                 reason = "the connection ended early"
             except urllib.error.HTTPError as error:
                 if error.code in (401, 403, 404, 410):
-                    raise CourseError(
+                    raise OutOfReach(
                         f"{redact(place.url)} answers {error.code} {error.reason}; set "
                         f"LLMCOURSE_INDEX to an index that serves {source.filename}."
                     ) from error
@@ -139,7 +139,7 @@ def _receive(source: Source, place: Place, part: Path, progress: bool) -> None:
             have = now
             if have < source.size:
                 if failures > len(PAUSES_S):
-                    raise CourseError(
+                    raise OutOfReach(
                         f"{source.filename} stopped at {have / 1e6:.0f} of {source.size / 1e6:.0f} "
                         f"MB ({reason}); run the same again to go on from there."
                     )
@@ -166,7 +166,7 @@ def _append(source: Source, place: Place, part: Path, advance: Callable[[int], N
 
 
 def _starts_at(content_range: str | None, start: int) -> bool:
-    return bool(content_range) and content_range.replace("bytes ", "").startswith(f"{start}-")
+    return (content_range or "").startswith(f"bytes {start}-")
 
 
 def _copy(origin: Path, part: Path, advance: Callable[[int], None]) -> None:

@@ -73,7 +73,9 @@ def llama_config(gguf: Gguf) -> dict[str, Any]:
     """
     meta = gguf.metadata
     if (kind := meta.get("general.architecture")) != "llama":
-        raise CourseError(f"{gguf.path.name} holds a {kind!r} model; the course reads only 'llama'.")
+        raise CourseError(
+            f"{gguf.path.name} holds a {kind!r} model; the course reads only 'llama'."
+        )
     if meta.get("llama.expert_count") or meta.get("llama.rope.scaling.type", "none") != "none":
         raise CourseError(
             f"{gguf.path.name} has experts or stretched positions, which the course's Llama does "
@@ -104,7 +106,9 @@ def llama_config(gguf: Gguf) -> dict[str, Any]:
             "dtype": "float32",
         }
     except KeyError as error:
-        raise CourseError(f"{gguf.path.name} does not say its {error.args[0]}; choose another file.") from error
+        raise CourseError(
+            f"{gguf.path.name} does not say its {error.args[0]}; choose another file."
+        ) from error
     if meta.get("llama.rope.dimension_count", head_dim) != head_dim:
         raise CourseError(f"{gguf.path.name} turns only a part of each head; choose a plain Llama.")
     return config

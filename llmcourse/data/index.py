@@ -25,9 +25,13 @@ from llmcourse.data.sources import Source
 from llmcourse.errors import CourseError
 
 PYPI = "https://pypi.org/simple"
-TIMEOUT_S = 30.0
-PAUSES_S = (0.5, 1.5)  # before the second and third try for an index page
+TIMEOUT_S = 20.0
+PAUSES_S = (0.5,)  # before the second try for an index page
 ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
+
+
+class OutOfReach(CourseError):
+    """No index could be asked, or none has the file: the case in which a sample may stand in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ def indexes() -> list[str]:
 
 
 def find(source: Source) -> Place:
-    """Where `source` is. Raises CourseError, naming what failed, if no index has it."""
+    """Where `source` is. Raises OutOfReach, naming what failed, if no index has it."""
     problems = []
     for index in indexes():
         try:
@@ -64,8 +68,10 @@ def find(source: Source) -> Place:
                 + ("does not have it" if missing else f"answers {error.code} {error.reason}")
             )
         except (http.client.HTTPException, OSError, ValueError, KeyError) as error:
-            problems.append(f"{redact(index)} cannot be reached ({getattr(error, 'reason', error)})")
-    raise CourseError(
+            problems.append(
+                f"{redact(index)} cannot be reached ({getattr(error, 'reason', error)})"
+            )
+    raise OutOfReach(
         f"{source.filename} is not to be had: {'; '.join(problems)}; connect to the network, or set "
         f"LLMCOURSE_INDEX to an index or to a folder that holds this file."
     )
@@ -82,8 +88,8 @@ def _find_in(index: str, source: Source) -> Place | None:
         page = folder / name / "index.html"
         links = _html_links(page.read_text("utf-8"), page.as_uri()) if page.is_file() else []
         for url in links:
-            if _filename(url) == source.filename and (path := _folder(url)) and path.is_file():
-                return Place(path=path)
+            if _filename(url) == source.filename and (file := _folder(url)) and file.is_file():
+                return Place(path=file)
         return None
     page_url, credentials = _split_credentials(f"{index.rstrip('/')}/{name}/")
     body, kind, base = _page(page_url, credentials)
