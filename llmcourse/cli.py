@@ -133,15 +133,16 @@ def _model(options: argparse.Namespace) -> None:
 def _data(options: argparse.Namespace) -> None:
     from llmcourse.data import datasets
 
+    chosen = None if options.all or not options.names else options.names
     if options.all or options.names:
-        rows = datasets.fetch_all(datasets.names() if options.all else options.names)
-    else:
-        rows = datasets.describe()
+        datasets.fetch_all(chosen)
+    rows = datasets.describe(chosen)
     if options.json:
         _print_json(rows)
         return
     for row in rows:
-        print(f"{row['name']:18} {row['origin']:12} {row['title']}")
+        where = "here" if row["here"] else f"{row['download_bytes'] / 1e6:.0f} MB to fetch"
+        print(f"{row['name']:16} {where:15} {row['records']:>8,} records  {row['title']}")
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -118,12 +118,38 @@ def fetch_all(chosen: Iterable[str] | None = None, *, progress: bool = True) -> 
     return {name: len(_real(name, progress)) for name in chosen}
 
 
+def describe(chosen: Iterable[str] | None = None) -> list[dict[str, Any]]:
+    """Facts about the data sets (all, or those named), without fetching: for `llmcourse data`.
+
+    `here` says whether the real set is in the cache; `download_bytes` is what fetching it costs.
+    """
+    return [_facts(name) for name in (names() if chosen is None else chosen)]
+
+
+def _facts(name: str) -> dict[str, Any]:
+    material = MATERIALS[name]
+    card = (course() / "data" / "cards" / f"{name}.md").read_text("utf-8")
+    return {
+        "name": name,
+        "title": card.splitlines()[0].removeprefix("# "),
+        "here": _parsed(name).is_file(),
+        "records": material.counts["all"],
+        "licence": material.licence,
+        "source": f"{material.source.package}=={material.source.version}",
+        "download_bytes": material.source.size,
+    }
+
+
+def _parsed(name: str) -> Path:
+    """Where the records of a set are kept once they are parsed."""
+    return cache() / "datasets" / f"{name}-{MATERIALS[name].source.sha256[:8]}-v{PARSER}.jsonl"
+
+
 @remember
 def _real(name: str, progress: bool = True) -> tuple[Any, ...]:
     """All records, parsed once and kept as JSON lines under the source's checksum."""
     record, parse = _KINDS[name]
-    source = MATERIALS[name].source
-    path = cache() / "datasets" / f"{name}-{source.sha256[:8]}-v{PARSER}.jsonl"
+    source, path = MATERIALS[name].source, _parsed(name)
     if (rows := _read_jsonl(path, record, MATERIALS[name].counts["all"])) is not None:
         return rows
     parsed = parse(_fetch_unless_hopeless(name, progress))
