@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
 
     ask = command("ask", _ask, "Ask the model; the answer streams, then its speed is printed.")
     ask.add_argument("question", help="what to ask; - reads it from standard input")
-    ask.add_argument("--model", metavar="PATH", help="folder, GGUF file or hub id (default: SmolLM2-135M)")
+    ask.add_argument(
+        "--model", metavar="PATH", help="folder, GGUF file or hub id (default: SmolLM2-135M)"
+    )
     ask.add_argument("--max-tokens", type=_positive, default=256, metavar="N", help="default: 256")
     add_json(ask)
 
@@ -60,27 +62,43 @@ def _parser() -> argparse.ArgumentParser:
     add_json(model)
 
     data = command("data", _data, "List the course's data sets, or fetch some of them.")
-    data.add_argument("names", nargs="*", metavar="NAME", help="data sets to fetch (default: list them)")
+    data.add_argument(
+        "names", nargs="*", metavar="NAME", help="data sets to fetch (default: list them)"
+    )
     data.add_argument("--all", action="store_true", help="fetch all of them")
     add_json(data)
 
-    doctor = command("doctor", _doctor, "Tell what this machine has, what is missing and what to do.")
+    doctor = command(
+        "doctor", _doctor, "Tell what this machine has, what is missing and what to do."
+    )
     add_json(doctor)
 
     lab = command("lab", _lab, "Bring the workspace up to date and open the course in JupyterLab.")
     lab.add_argument("--port", type=_positive, help="default: JupyterLab's choice")
-    lab.add_argument("--no-browser", action="store_true", help="print the address instead of opening it")
+    lab.add_argument(
+        "--no-browser", action="store_true", help="print the address instead of opening it"
+    )
 
-    board = command("scoreboard", _scoreboard, "Show the reader's scoreboard, export it or start it anew.")
-    board.add_argument("--export", metavar="FILE", type=Path, help="write it to FILE (.csv or .json)")
-    board.add_argument("--reset", action="store_true", help="start anew (the old one is kept as a backup)")
+    board = command(
+        "scoreboard", _scoreboard, "Show the reader's scoreboard, export it or start it anew."
+    )
+    board.add_argument(
+        "--export", metavar="FILE", type=Path, help="write it to FILE (.csv or .json)"
+    )
+    board.add_argument(
+        "--reset", action="store_true", help="start anew (the old one is kept as a backup)"
+    )
     add_json(board)
 
-    student = command("student", _student, "Write the student edition of the notebooks into a folder.")
+    student = command(
+        "student", _student, "Write the student edition of the notebooks into a folder."
+    )
     student.add_argument("directory", metavar="DIR", type=Path)
     add_json(student)
 
-    grade = command("grade", _grade, "Run the checks of any copies of chapters; print points per exercise.")
+    grade = command(
+        "grade", _grade, "Run the checks of any copies of chapters; print points per exercise."
+    )
     grade.add_argument("notebooks", metavar="NOTEBOOK", nargs="+", type=Path)
     add_json(grade)
     return parser

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llmcourse"
-FLOOR = {"__init__": 0, "paths": 0, "errors": 0, "bootstrap": 0, "data": 1, "measure": 1, "models": 2}
+FLOOR = {
+    "__init__": 0,
+    "paths": 0,
+    "errors": 0,
+    "bootstrap": 0,
+    "data": 1,
+    "measure": 1,
+    "models": 2,
+}
 FLOOR |= {"compress": 3, "decode": 3, "parallel": 3, "kernels": 3, "engine": 4}
 FLOOR |= {"jupyter": 5, "sweep": 5, "doctor": 5, "cli": 6, "__main__": 7}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -23,7 +31,11 @@ def imported_rooms(path: Path) -> set[str]:
     rooms = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names = [node.module] if node.module != "llmcourse" else [f"llmcourse.{a.name}" for a in node.names]
+            names = (
+                [node.module]
+                if node.module != "llmcourse"
+                else [f"llmcourse.{a.name}" for a in node.names]
+            )
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:

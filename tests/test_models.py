@@ -132,7 +132,10 @@ def test_generation_is_greedy_and_the_same_with_a_cache(tiny):
     text = torch.tensor([[3, 1, 4, *plain]])
     assert tiny(text)[0, 2:-1].argmax(-1).tolist() == plain
     stop = plain[5]
-    assert list(generate_cached(tiny, [3, 1, 4], max_tokens=20, end_ids={stop})) == plain[: plain.index(stop)]
+    assert (
+        list(generate_cached(tiny, [3, 1, 4], max_tokens=20, end_ids={stop}))
+        == plain[: plain.index(stop)]
+    )
 
 
 def test_generation_says_what_does_not_fit(tiny):

@@ -36,7 +36,9 @@ class KVCache:
         """
         start, end = self.length, self.length + k.shape[2]
         if end > (room := self.k.shape[3]):
-            raise CourseError(f"The cache holds {room:,} tokens and would need {end:,}; make it larger.")
+            raise CourseError(
+                f"The cache holds {room:,} tokens and would need {end:,}; make it larger."
+            )
         self.k[layer, :, :, start:end] = k
         self.v[layer, :, :, start:end] = v
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]

@@ -21,7 +21,7 @@ TEXT = "#797979"
 # colour. Each has a contrast of at least 3 with white and with #111111; hues are Okabe and Ito's
 # (2008) where those are dark enough.
 LOOK: dict[str, tuple[str, str, str]] = {
-    "no cache": ("#868686", ":", "o"),
+    "no cache": ("#b58900", ":", "o"),
     "cache": ("#1f78b4", "-", "s"),
     "quantization": ("#d55e00", "-", "^"),
     "better 4 bits": ("#b8691c", "--", "v"),

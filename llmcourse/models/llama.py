@@ -58,11 +58,17 @@ class LlamaConfig:
             raise CourseError(f"This is a {kind!r} model; the course's Llama reads only 'llama'.")
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise CourseError("This model stretches its rotary positions; choose one that does not.")
+            raise CourseError(
+                "This model stretches its rotary positions; choose one that does not."
+            )
         if raw.get("attention_bias") or raw.get("mlp_bias"):
-            raise CourseError("This model has biases, which the course's Llama does not; choose another.")
+            raise CourseError(
+                "This model has biases, which the course's Llama does not; choose another."
+            )
         if raw.get("hidden_act", "silu") != "silu":
-            raise CourseError(f"This model's activation is {raw['hidden_act']!r}, not 'silu'; choose another.")
+            raise CourseError(
+                f"This model's activation is {raw['hidden_act']!r}, not 'silu'; choose another."
+            )
         raw["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
         raw.setdefault("num_key_value_heads", raw["num_attention_heads"])
         if raw.get("head_dim") is None:
@@ -176,7 +182,9 @@ class Llama(nn.Module):
 
     @classmethod
     def _from_weights(cls, config: LlamaConfig, weights: dict[str, Tensor]) -> Llama:
-        with torch.device("meta"):  # no memory and no random numbers for values about to be replaced
+        with torch.device(
+            "meta"
+        ):  # no memory and no random numbers for values about to be replaced
             model = cls(config)
         weights = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
         if config.tie_word_embeddings:

@@ -59,7 +59,7 @@ def parameters(
 def _check_parameters(answer: Callable[[Any], Any]) -> None:
     from llmcourse.models.llama import LlamaConfig
 
-    slips = {
+    slips: dict[str, dict[str, Any]] = {
         "K and V have fewer heads than Q here: they are num_key_value_heads × head_dim wide.": {
             "wide_kv": True
         },
@@ -132,7 +132,7 @@ def _check_limit(answer: Callable[..., Any]) -> None:
         ignored = (
             {} if bits == 32 else {"The bits are an input; 32 fits only float32.": {"bits": 32}}
         )
-        right = {"count": count, "bits": bits, "gb_per_s": gb_per_s}
+        right: dict[str, Any] = {"count": count, "bits": bits, "gb_per_s": gb_per_s}
         _name_slip(got, expected, _UNIT_SLIPS | ignored, partial(limit, **right), given=given)
         why = "The limit is bytes a second over bytes a token."
         expect_close(got, expected, given=given, why=why, tol=1e-6)
@@ -157,7 +157,7 @@ def _check_cards(answer: Callable[..., Any]) -> None:
             f"70 billion weights, 4 bits, 2 cards of 4,800 GB/s, batch {batch}, "
             f"{kv_bytes / 1e9:.2f} GB of keys and values a sequence"
         )
-        right = {
+        right: dict[str, Any] = {
             "count": 70e9,
             "bits": 4,
             "gb_per_s": 4800,
