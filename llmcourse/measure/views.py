@@ -14,7 +14,7 @@ from llmcourse.measure.tables import bytes_text, number_text
 if TYPE_CHECKING:
     from llmcourse.measure.scoreboard import Row
 
-COLUMNS = ("technique", "chapter", "tok/s", "× baseline", "weights", "GB/s", "of limit",
+COLUMNS = ("technique", "chapter", "tok/s", "× baseline", "weights", "GB/s used", "of limit",
            "perplexity", "accuracy", "note")  # fmt: skip
 _GREY = "#797979"  # the same contrast with white and with near-black
 _BLUE = "#1f78b4"

@@ -27,6 +27,16 @@ ABSOLUTE = re.compile(
     r"(?<![\w.:/<-])/(home|root|tmp|Users|work|opt|usr|var|mnt)/\w|\b[A-Z]:\\\\?\w"
 )
 
+# nbval kills its kernels, so what they covered is saved after each cell.
+SAVE_COVERAGE = """
+try:
+    import coverage
+except ImportError:
+    coverage = None
+if coverage and coverage.Coverage.current():
+    get_ipython().events.register("post_run_cell", lambda *_: coverage.Coverage.current().save())
+"""
+
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 
@@ -65,6 +75,9 @@ def test_runs_and_says_the_same(path, checkpoint, seconds, tmp_path):
         "IPYTHONDIR": str(tmp_path / "ipython"),
     }
     env.pop("PYTEST_ADDOPTS", None)
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "coverage_save.py").write_text(SAVE_COVERAGE, "utf-8")
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or a busy neighbour costs tenfold
     begun = time.perf_counter()
     # nbval does not notice a dead kernel, so the whole has a limit, too.

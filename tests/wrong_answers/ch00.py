@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from statistics import fmean, median
+from statistics import fmean, median, median_low
 
 
 def _head_twice(c):
@@ -28,6 +28,13 @@ def _no_norms(c):
     tables = 1 if c.tie_word_embeddings else 2
     q, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     return tables * c.vocab_size * C + L * (2 * C * q + 2 * C * kv + 3 * C * F)
+
+
+def _square(c):
+    C, F, L = c.hidden_size, c.intermediate_size, c.num_hidden_layers
+    tables = 1 if c.tie_word_embeddings else 2
+    kv = c.num_key_value_heads * C // c.num_attention_heads
+    return tables * c.vocab_size * C + L * (2 * C * C + 2 * C * kv + 3 * C * F + 2 * C) + C
 
 
 def _learned_by_heart(c):
@@ -82,6 +89,18 @@ def _fence_post(start, clock, runs=5):
     return median(found)
 
 
+def _five_runs(start, clock, runs=5):
+    return median(_rates(start, clock, 5)[:runs])
+
+
+def _upper_median(start, clock, runs=5):
+    return sorted(_rates(start, clock, runs))[runs // 2]
+
+
+def _lower_median(start, clock, runs=5):
+    return median_low(_rates(start, clock, runs))
+
+
 def _one_run(start, clock, runs=5):
     return _rates(start, clock, 1)[0]
 
@@ -123,6 +142,7 @@ WRONG = {
         _head_never,
         _wide_kv,
         _no_norms,
+        _square,
         _learned_by_heart,
         _wrong_name,
         lambda c: c,
@@ -135,6 +155,7 @@ WRONG = {
         lambda parameters, bits, gb_per_s: parameters * bits / 8 / (gb_per_s * 1e9),
         lambda parameters, bits, gb_per_s: gb_per_s * 1e9 / (parameters * 4),
         lambda parameters, bits, gb_per_s: gb_per_s * 2**30 / (parameters * bits),
+        lambda parameters, bits, gb_per_s: round(gb_per_s * 1e9 / (parameters * bits / 8)),
         lambda parameters, bits, gb_per_s: "fast",
     ],
     "0.3": [
@@ -142,6 +163,9 @@ WRONG = {
         _first_counted,
         _first_timed,
         _fence_post,
+        _five_runs,
+        _upper_median,
+        _lower_median,
         _one_run,
         _mean,
         _fastest,
@@ -161,6 +185,7 @@ WRONG = {
     ],
     "0.5": [
         lambda p, bits, cards, gb, batch, kv: _cards(p, bits, 1, gb, batch, kv),
+        lambda p, bits, cards, gb, batch, kv: _cards(p, bits, 2, gb, batch, kv),
         lambda p, bits, cards, gb, batch, kv: _cards(p, bits, cards, gb, 1, kv),
         lambda p, bits, cards, gb, batch, kv: _cards(p, bits, cards, gb, batch, 0),
         lambda p, bits, cards, gb, batch, kv: _cards(p, bits, cards, gb, batch, kv / batch),

@@ -117,8 +117,10 @@ def check(id: str, answer: Any = ...) -> CheckResult:
             row["solved"] = row.get("solved") is True or status == "right"
             row["points"] = exercise.points if row["solved"] else 0
             if status == "wrong":
-                row["hints"] = min(_count(row, "hints") + 1, len(exercise.hints))
-            hints = _count(row, "hints")
+                # The last hint is nearly the solution: it comes only to who asks for it.
+                free = max(1, len(exercise.hints) - 1)
+                row["hints"] = max(_count(row, "hints"), min(_count(row, "hints") + 1, free))
+            hints = min(_count(row, "hints"), len(exercise.hints))
 
         note = progress.change(remember)
         if status == "wrong":

@@ -15,7 +15,14 @@ from llmcourse.jupyter.exercises.base import Exercise, Wrong, call, expect_close
 
 
 def _llama(
-    vocab_size: int, width: int, ffn: int, layers: int, heads: int, kv_heads: int, tied: bool
+    vocab_size: int,
+    width: int,
+    ffn: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    tied: bool,
+    head_dim: int = 0,
 ) -> dict[str, Any]:
     return {
         "vocab_size": vocab_size,
@@ -24,7 +31,7 @@ def _llama(
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
-        "head_dim": width // heads,
+        "head_dim": head_dim or width // heads,
         "tie_word_embeddings": tied,
     }
 
@@ -34,6 +41,8 @@ _MODELS: dict[str, tuple[dict[str, Any], int]] = {
     "SmolLM2-135M": (_llama(49152, 576, 1536, 30, 9, 3, True), 134_515_008),
     "TinyLlama-1.1B": (_llama(32000, 2048, 5632, 22, 32, 4, False), 1_100_048_384),
     "Llama-2-7B": (_llama(32000, 4096, 11008, 32, 32, 32, False), 6_738_415_616),
+    # Its heads together (32 × 128) are narrower than its width, 5,120.
+    "Mistral-Nemo-12B": (_llama(131072, 5120, 14336, 40, 32, 8, False, 128), 12_247_782_400),
 }
 
 
@@ -45,11 +54,13 @@ def parameters(
     norms: bool = True,
     gate: bool = True,
     biases: bool = False,
+    square: bool = False,
 ) -> int:
     """Parameters of a Llama of these sizes; each option is a mistake one can make."""
     C, F, L = sizes["hidden_size"], sizes["intermediate_size"], sizes["num_hidden_layers"]
-    q = sizes["num_attention_heads"] * sizes["head_dim"]
-    kv = q if wide_kv else sizes["num_key_value_heads"] * sizes["head_dim"]
+    head_dim = C // sizes["num_attention_heads"] if square else sizes["head_dim"]
+    q = sizes["num_attention_heads"] * head_dim
+    kv = q if wide_kv else sizes["num_key_value_heads"] * head_dim
     layer = 2 * C * q + 2 * C * kv + (3 if gate else 2) * C * F + 2 * C * norms
     layer += (2 * q + 2 * kv) * biases
     tied = {"": sizes["tie_word_embeddings"], "counted twice": False, "left out": True}[head]
@@ -74,6 +85,7 @@ def _check_parameters(answer: Callable[[Any], Any]) -> None:
         },
         "The feed-forward layer has three matrices: gate, up and down.": {"gate": False},
         "This model has no biases.": {"biases": True},
+        "Here the heads together are not as wide as the model: use `head_dim`.": {"square": True},
     }
     for name, (sizes, expected) in _MODELS.items():
         got = _number(call(answer, LlamaConfig(**sizes)), given=name)
@@ -143,6 +155,9 @@ def _check_cards(answer: Callable[..., Any]) -> None:
         "Each card reads its own share at the same time: their bandwidths add up.": {
             "one_card": True
         },
+        "That is the rate of each user. A step gives one token to every sequence: count them all.": {
+            "one_sequence": True
+        },
         "The weights are read once a step, however many sequences share it.": {
             "weights_each": True
         },
@@ -150,23 +165,29 @@ def _check_cards(answer: Callable[..., Any]) -> None:
         "The keys and values are read as well, and at long contexts they are most of it.": {
             "no_cache": True
         },
-        "A step gives one token to every sequence: count them all.": {"one_sequence": True},
     }
-    for batch, kv_bytes in [(1, 0), (64, 0), (64, 1_342_177_280), (8, 335_544_320)]:
+    # The third comes before the fourth: without a cache two of the slips give the same number.
+    for cards, batch, kv_bytes in [
+        (2, 1, 0),
+        (4, 1, 0),
+        (2, 64, 1_342_177_280),
+        (2, 64, 0),
+        (4, 8, 335_544_320),
+    ]:
         given = (
-            f"70 billion weights, 4 bits, 2 cards of 4,800 GB/s, batch {batch}, "
+            f"70 billion weights, 4 bits, {cards} cards of 4,800 GB/s, batch {batch}, "
             f"{kv_bytes / 1e9:.2f} GB of keys and values a sequence"
         )
         right: dict[str, Any] = {
             "count": 70e9,
             "bits": 4,
             "gb_per_s": 4800,
-            "cards": 2,
+            "cards": cards,
             "batch": batch,
             "kv_bytes": kv_bytes,
         }
         expected = limit(**right)
-        got = _number(call(answer, 70e9, 4, 2, 4800, batch, kv_bytes), given=given)
+        got = _number(call(answer, 70e9, 4, cards, 4800, batch, kv_bytes), given=given)
         _name_slip(got, expected, slips, partial(limit, **right), given=given)
         why = "Tokens a step times steps a second: all cards' bandwidth over the bytes of one step."
         expect_close(got, expected, given=given, why=why, tol=1e-6)
@@ -237,6 +258,16 @@ def _check_timing(answer: Callable[..., Any]) -> None:
                 ),
             },
         ),
+        (
+            "four runs: 2 tokens at 4/s after the first, 10 at 8/s, 4 at 6/s and 6 at 10/s",
+            [[1.0] + [1 / rate] * n for n, rate in [(2, 4.0), (10, 8.0), (4, 6.0), (6, 10.0)]],
+            7.0,
+            {
+                "Of four numbers the median is the mean of the middle two; that is the third.": 8.0,
+                "Of four numbers the median is the mean of the middle two; that is the second.": 6.0,
+                "Take the rate of each run first, then the median of the rates.": 5 / 0.625,
+            },
+        ),
     ]
     for given, runs, expected, slips in cases:
         machine = _Machine(runs)
@@ -267,7 +298,7 @@ _WHY = {
     "longer prompt": "The prompt is read before the first token, and with a cache never again.",
     "bandwidth": "Later tokens wait for the weights from memory; the first waits for arithmetic.",
     "longer answer": "More tokens take longer in all; the first comes no later, at the same rate.",
-    "half the layers": "Half the arithmetic for the prompt, half the bytes for each later token.",
+    "half the layers": "Less arithmetic for the prompt, and fewer bytes for each later token.",
 }
 
 
@@ -277,7 +308,8 @@ def _check_sorted(answer: Any) -> None:
     for change, due in _SORTED.items():
         said = answer.get(change, ...)
         if said is ... or said is None:
-            raise Wrong(f"Nothing is said yet about “{change}”.", got=dict(answer))
+            sentence = f'Nothing is said yet about “{change}”; "none" is a word, in quotes.'
+            raise Wrong(sentence, got=dict(answer))
         word = str(said).strip().lower()
         if word not in set(_SORTED.values()):
             words = ", ".join(sorted(set(_SORTED.values())))
@@ -307,6 +339,8 @@ def _name_slip(
     """Raise Wrong with the sentences of the one or two slips that lead exactly to `got`."""
     if math.isclose(got, expected, rel_tol=1e-9):
         return
+    if any(got == round(expected, digits) for digits in range(4)):
+        raise Wrong("Right up to rounding: return the number as it is.", given=given, got=got)
     for size in (1, 2):
         for sentences in combinations(slips, size):
             merged: dict[str, Any] = {}
