@@ -808,3 +808,30 @@ def test_grade_of_no_chapter(course, tmp_path):
     ]:
         with pytest.raises(CourseError, match=why):
             grading.grade([path])
+
+
+# Experiments --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_papermill_sets_parameters_and_results_come_back(tmp_path):
+    """Set from outside, does a chapter-like notebook record what it computed, readable without scraping?"""
+    import papermill
+
+    from llmcourse.measure.results import read_results
+
+    parameters = new_code_cell("tokens = 3", metadata={"tags": ["parameters"]})
+    work = new_code_cell("%load_ext llmcourse\nrecord(doubled=2 * tokens, unit='tokens')")
+    notebook = new_notebook(cells=[parameters, work])
+    notebook.metadata.kernelspec = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
+    nbformat.write(notebook, tmp_path / "in.ipynb")
+    for tokens in (7, 21):
+        out = tmp_path / f"out{tokens}.ipynb"
+        papermill.execute_notebook(
+            str(tmp_path / "in.ipynb"), str(out), {"tokens": tokens}, progress_bar=False
+        )
+        assert read_results(out) == {"doubled": 2 * tokens, "unit": "tokens"}
