@@ -14,6 +14,23 @@ from torch import Tensor
 INF = torch.inf
 
 
+def the_library_itself(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def exp_overflows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = (q @ k.mT / q.shape[-1] ** 0.5).exp().tril()
+    return scores / scores.sum(-1, keepdim=True) @ v
+
+
+def only_the_diagonal(p: Tensor, t: Tensor) -> Tensor:
+    return p * (1 - p) * t
+
+
+def mean_without_p(p: Tensor, t: Tensor) -> Tensor:
+    return p * t - (p * t).sum(-1, keepdim=True)
+
+
 def _future(T: int) -> Tensor:
     return torch.ones(T, T, dtype=torch.bool).triu(1)
 
@@ -202,6 +219,8 @@ WRONG: dict[str, list[Any]] = {
         "three quarters",
     ],
     "1.2": [
+        the_library_itself,
+        exp_overflows,
         no_scale,
         scale_by_d,
         mask_after_softmax,
@@ -216,6 +235,8 @@ WRONG: dict[str, list[Any]] = {
         0.5,
     ],
     "1.3": [
+        only_the_diagonal,
+        mean_without_p,
         diagonal_only,
         sign_turned,
         plain_mean,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -110,10 +112,25 @@ def check_by_hand(answer: Any) -> None:
 
 def check_causal(causal_attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     generator = torch.Generator().manual_seed(12)
-    for B, H, T, D in [(1, 1, 3, 4), (2, 3, 5, 8), (1, 2, 1, 16)]:
+    library = F.scaled_dot_product_attention
+    used = []
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        used.append(True)
+        return library(*args, **kwargs)
+
+    for B, H, T, D, size in [(1, 1, 3, 4, 1), (2, 3, 5, 8, 1), (1, 2, 1, 16, 1), (1, 1, 6, 4, 200)]:
         given = f"random q, k, v of shape {(B, H, T, D)}"
+        given += ", with scores above 100" if size > 1 else ""
         q, k, v = (torch.randn(B, H, T, D, generator=generator) for _ in range(3))
-        got = _tensor(call(causal_attention, q, k, v), (B, H, T, D), given)
+        q = q * size
+        with mock.patch.object(F, "scaled_dot_product_attention", watched):
+            got = _tensor(call(causal_attention, q, k, v), (B, H, T, D), given)
+        if used:
+            raise Wrong("That is SDPA itself. Build it from matrix products and a softmax.")
+        if size > 1 and not got.isfinite().all():
+            why = "It overflows: exp of a score above 88 is infinite in float32. "
+            raise Wrong(why + "Take the row's maximum away first, or use softmax.", given=given)
         future = torch.ones(T, T, dtype=torch.bool).triu(1)
         raw = (q @ k.mT).double()
         s = raw / D**0.5
@@ -168,7 +185,7 @@ class _Largest(TorchDispatchMode):
 
 def check_jvp(softmax_jvp: Callable[[Tensor, Tensor], Tensor]) -> None:
     generator = torch.Generator().manual_seed(13)
-    for R, N in [(1, 3), (4, 6), (2, 512)]:
+    for R, N in [(4, 6), (1, 3), (2, 512)]:
         given = f"p and t of shape {(R, N)}, every row of p a softmax"
         z = torch.randn(R, N, generator=generator, dtype=torch.float64)
         t = torch.randn(R, N, generator=generator, dtype=torch.float64) + 0.5
@@ -190,6 +207,10 @@ def check_jvp(softmax_jvp: Callable[[Tensor, Tensor], Tensor]) -> None:
                     ("You subtracted the plain mean of t. It is the mean weighted by p.",
                      p * (t - t.mean(-1, keepdim=True))),
                     ("The factor p in front is missing.", t - inner),
+                    ("The mean must be multiplied by p too: p times (t minus the mean).",
+                     p * t - inner),
+                    ("That is only the diagonal of J: the other entries of a row count too.",
+                     p * (1 - p) * t),
                     ("The sum ran over all rows. Each row has a softmax of its own.",
                      p * (t - (p * t).sum())),
                     ("The sum ran down the columns; a softmax lives in a row.",
@@ -319,6 +340,11 @@ def check_rope(rope: Callable[[Tensor, Tensor, float], Tensor]) -> None:
                 ("All pairs turn at the same speed: pair i has base^(−2i/D).",
                  _turn(x, at, base, power=0.0)),
                 ("You counted rows instead of using `positions`.", _turn(x, arange, base)),
+                ("You ignored `base`.", _turn(x, at, 10_000.0)),
+                ("D is the width of x, not 64.", _turn(x, at, base, power=2 * D / 64)),
+                ("The angles are right, the entries stand in the wrong places: put the two "
+                 "halves one after the other.",
+                 torch.stack([expected[:, : D // 2], expected[:, D // 2 :]], -1).flatten(-2)),
                 ("Nothing turned.", x),
             ],
             given,
