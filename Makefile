@@ -1,7 +1,7 @@
 # Everything a reader or an author does. Each target makes the environment if it is missing;
 # when it is there, that check takes a fraction of a second.
 #   make lab PYTHON=python3.12     another Python than the first suitable one found
-#   make test VENV=/tmp/course     another place for the environment
+#   make test VENV=FOLDER          another place for the environment
 
 VENV   ?= .venv
 PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
