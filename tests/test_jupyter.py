@@ -437,7 +437,9 @@ HAND = 'answer = ...\n### BEGIN SOLUTION\nanswer = {"weights": [0.75, 0.25], "ou
 CAUSAL = """import torch
 def causal_attention(q, k, v):
     ### BEGIN SOLUTION
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    future = torch.ones_like(scores, dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -torch.inf).softmax(-1) @ v
     ### END SOLUTION"""
 
 
