@@ -75,7 +75,7 @@ async def _run(nb: Any, wanted: set[int], cell_s: float, notebook_s: float) -> s
 
     late: list[int] = []
     with elsewhere() as (env, folder):
-        # Beside another busy program, threads that spin while they wait cost tenfold.
+        # Beside another busy program, threads that spin while they wait slow each other down.
         env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         client = Client(
             nb,

@@ -78,7 +78,7 @@ def test_runs_and_says_the_same(path, checkpoint, seconds, tmp_path):
     startup = tmp_path / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)
     (startup / "coverage_save.py").write_text(SAVE_COVERAGE, "utf-8")
-    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or a busy neighbour costs tenfold
+    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # or threads spin beside a busy neighbour
     begun = time.perf_counter()
     # nbval does not notice a dead kernel, so the whole has a limit, too.
     done = subprocess.run(
