@@ -32,6 +32,23 @@ def test_attend_equals_torch(T, G):
     torch.testing.assert_close(attend(q, k, v, causal=False), free, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_attend_never_looks_at_filling(causal):
+    """With filling on either side: torch's result at real queries, and a number, not nan, at the others?"""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 6, 7, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 8)
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    padding[0, :3] = padding[1, 5:] = True
+    seen = ~padding[:, None, None, :]
+    if causal:
+        seen = seen & torch.ones(7, 7, dtype=torch.bool).tril()
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+    got = attend(q, k, v, causal=causal, padding=padding)
+    real = ~padding[:, None, :].expand(2, 6, 7)
+    torch.testing.assert_close(got[real], expected[real], rtol=1e-6, atol=1e-6)
+    assert got.isfinite().all()
+
+
 def test_attend_by_hand():
     """With equal scores, is the output the mean of the values so far: 1, (1+5)/2, (1+5+6)/3?"""
     q, v = torch.zeros(1, 1, 3, 1), torch.tensor([1.0, 5.0, 6.0]).view(1, 1, 3, 1)

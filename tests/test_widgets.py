@@ -62,3 +62,23 @@ def test_arrow_names_its_tip():
     assert name.get_text() == "k" and name.xy == (-2.0, 0.0)
     assert name.get_position()[0] < 0 and name.get_position()[1] == 0
     plt.close(fig)
+
+
+def test_live_picture_may_bring_a_table(shown):
+    """Does what may not stand in a picture stand below it, and follow the control?"""
+    slider = ipywidgets.IntSlider(1, 0, 9, description="Row")
+
+    def draw(row):
+        return (
+            plt.figure(figsize=(1, 1)),
+            f"Row {row}.",
+            f"<table><tr><td>词{row}</td></tr></table>",
+        )
+
+    live(draw, row=slider)
+    [(bundle, _)] = shown
+    assert bundle["text/plain"] == "Row 1."
+    view = bundle["application/vnd.jupyter.widget-view+json"]["model_id"]
+    page = ipywidgets.widgets.widget._instances[view].children[-1]
+    slider.value = 4
+    assert page.value.endswith("<table><tr><td>词4</td></tr></table>")

@@ -26,6 +26,7 @@ Origin = Literal["real", "sample"]
 _KINDS: dict[str, tuple[type, Callable[[Path], list[Any]]]] = {
     "chinese_reviews": (r.Review, r.parse_reviews),
     "english_chinese": (r.Pair, r.parse_pairs),
+    "chinese_words": (r.Word, r.parse_words),
     "help_articles": (r.Article, r.parse_articles),
     "prose": (r.Text, r.parse_books),
     "django_docs": (r.Text, r.parse_documentation),

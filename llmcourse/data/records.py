@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import sqlite3
 import tempfile
 from collections import defaultdict
@@ -29,6 +30,15 @@ class Pair:
 
     english: str
     chinese: str
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One meaning of a Chinese word that learners need; `level` is its HSK level, 1 to 6."""
+
+    english: str
+    chinese: str
+    level: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +97,53 @@ def parse_reviews(archive: Path) -> list[Review]:
 
 def parse_pairs(archive: Path) -> list[Pair]:
     """The sentence table of zhlib's dictionary, each pair once."""
+    rows = _query(archive, "SELECT english, sentence FROM sentence ORDER BY id")
+    pairs = (Pair((english or "").strip(), chinese.strip()) for english, chinese in rows)
+    return list(dict.fromkeys(pair for pair in pairs if pair.english and pair.chinese))
+
+
+def parse_words(archive: Path) -> list[Word]:
+    """The meanings of zhlib's words of HSK level 1 to 6: plain glosses of six words or fewer."""
+    rows = _query(
+        archive,
+        "SELECT simplified, english, name FROM vocab JOIN vocab_tag_through ON vocab_id = vocab.id "
+        "JOIN tag ON tag_id = tag.id WHERE name LIKE 'HSK_Level_%' ORDER BY vocab.id, name",
+    )
+    words = (
+        Word(gloss, chinese, int(name[-1]))
+        for chinese, english, name in rows
+        for gloss in _glosses(english or "")
+        if re.fullmatch(r"[\u4e00-\u9fff]{1,8}", chinese)
+    )
+    return list(dict.fromkeys(words))
+
+
+# Entries that speak about the word instead of translating it.
+_ABOUT = (
+    r"(surname|variant|old variant|see|abbr|used in|erhua|CL|sb|sth|classifier|also|same as|"
+    r"suffix|prefix|particle)\b"
+)
+
+
+def _glosses(entry: str) -> list[str]:
+    """ "to raise (a flag)/to lift/CL:面" -> ["to raise", "to lift"]."""
+    plain = (" ".join(re.sub(r"\([^)]*\)", "", part).split()) for part in entry.split("/"))
+    return [
+        gloss
+        for gloss in plain
+        if re.fullmatch(r"[A-Za-z][A-Za-z' -]*[A-Za-z]", gloss)
+        and len(gloss.split()) <= 6
+        and not re.match(_ABOUT, gloss)
+    ]
+
+
+def _query(archive: Path, question: str) -> list[tuple[str, ...]]:
+    """The rows that zhlib's SQLite file answers."""
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "dict.db"
         extract_member(archive, "zhlib/dict.db", database)
         with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
-            rows = connection.execute(
-                "SELECT english, sentence FROM sentence ORDER BY id"
-            ).fetchall()
-    pairs = (Pair((english or "").strip(), chinese.strip()) for english, chinese in rows)
-    return list(dict.fromkeys(pair for pair in pairs if pair.english and pair.chinese))
+            return connection.execute(question).fetchall()
 
 
 def parse_articles(archive: Path) -> list[Article]:

@@ -49,6 +49,14 @@ _MOVIELENS = Source(
     size=2130151,
 )
 
+_ZHLIB = Source(
+    package="zhlib",
+    version="0.1.3",
+    filename="zhlib-0.1.3-py2.py3-none-any.whl",
+    sha256="3cd699d4d922b78c58da7be3f81844921dccff3a5e6df02c0a6caec2b6586b58",
+    size=45427829,
+)
+
 MATERIALS: dict[str, Material] = {
     "smollm2": Material(SMOLLM2, (SMOLLM2_GGUF,), "Apache-2.0", {"parameters": 134515008}),
     "chinese_reviews": Material(
@@ -64,17 +72,12 @@ MATERIALS: dict[str, Material] = {
         {"all": 17363, "train": 14363, "validation": 1000, "test": 2000},
     ),
     "english_chinese": Material(
-        Source(
-            package="zhlib",
-            version="0.1.3",
-            filename="zhlib-0.1.3-py2.py3-none-any.whl",
-            sha256="3cd699d4d922b78c58da7be3f81844921dccff3a5e6df02c0a6caec2b6586b58",
-            size=45427829,
-        ),
+        _ZHLIB,
         ("zhlib/dict.db",),
         "not stated",
         {"all": 8116, "train": 7316, "validation": 300, "test": 500},
     ),
+    "chinese_words": Material(_ZHLIB, ("zhlib/dict.db",), "not stated", {"all": 14324}),
     "help_articles": Material(
         Source(
             package="inspect-evals",

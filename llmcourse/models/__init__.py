@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
     from llmcourse.data.tokenizer import Tokenizer
+    from llmcourse.data.vocabulary import Vocabulary
     from llmcourse.models.llama import Llama
 
 
@@ -31,3 +32,34 @@ def load_model(
     folder = resolve_checkpoint(name)
     model = Llama.from_checkpoint(folder, dtype=dtype or torch.float32, device=device)
     return model, Tokenizer.from_file(folder)
+
+
+def load_translator(name: str) -> tuple[Any, Vocabulary, Vocabulary, dict[str, Any]]:
+    """A translator that the course ships: "lstm", "attentive" or "transformer".
+
+    Returns the model (ready to translate), the English and the Chinese vocabulary, and what is known
+    about it: configuration, log of its training, scores, device and date. Raises CourseError for
+    another name.
+    """
+    from llmcourse.data.trained import load_trained
+    from llmcourse.data.vocabulary import Vocabulary
+    from llmcourse.errors import CourseError
+    from llmcourse.models import seq2seq
+    from llmcourse.models.transformer import Transformer, TransformerConfig
+
+    kinds: dict[str, tuple[Any, Any]] = {
+        "lstm": (seq2seq.LSTMTranslator, seq2seq.LSTMConfig),
+        "attentive": (seq2seq.AttentiveLSTMTranslator, seq2seq.LSTMConfig),
+        "transformer": (Transformer, TransformerConfig),
+    }
+    if name not in kinds:
+        raise CourseError(f"There is no translator {name!r}; choose one of {', '.join(kinds)}.")
+    weights, about = load_trained(f"translate_{name}")
+    model_of, config_of = kinds[name]
+    model = model_of(config_of(**about["config"]))
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    assert not unexpected and set(missing) <= {"head.weight"}, (missing, unexpected)  # a tied head
+    source, target = (
+        Vocabulary.from_json(about[f"{side}_vocabulary"]) for side in ("source", "target")
+    )
+    return model.eval(), source, target, about
