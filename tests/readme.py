@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 TOP = {
     "notebooks/": "the course: outputs committed, each runnable alone from top to bottom",
-    "data/": "cards of the data sets, their splits, and small samples of our own",
+    "data/": "cards, splits, samples of our own; recipes/ trained what checkpoints/ holds; measurements/",
     "book/": "the website: configuration, front and back matter, translations",
     "tests/": "one file a room; notebooks/ drives nbval, browser/ a real Chromium",
     "llmcourse/": "the package, floors from the ground up:",
