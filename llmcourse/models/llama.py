@@ -89,7 +89,9 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(C, G * D, bias=False)
         self.o_proj = nn.Linear(H * D, C, bias=False)
 
-    def forward(self, x: Tensor, angles: Tensor, cache: Cache | None) -> Tensor:  # (B, T, C)
+    def forward(
+        self, x: Tensor, angles: Tensor, cache: Cache | None, padding: Tensor | None = None
+    ) -> Tensor:  # (B, T, C)
         B, T, _ = x.shape
         q, k, v = (
             part(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, heads, T, D)
@@ -98,7 +100,8 @@ class Attention(nn.Module):
         q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        y = attend(q, k, v)  # (B, H, T, D)
+        # The keyword only where it is needed: chapter 01 puts attend(q, k, v) of its own here.
+        y = attend(q, k, v) if padding is None else attend(q, k, v, padding=padding)  # (B, H, T, D)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -112,8 +115,10 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x: Tensor, angles: Tensor, cache: Cache | None) -> Tensor:  # (B, T, C)
-        x = x + self.self_attn(self.input_layernorm(x), angles, cache)
+    def forward(
+        self, x: Tensor, angles: Tensor, cache: Cache | None, padding: Tensor | None = None
+    ) -> Tensor:  # (B, T, C)
+        x = x + self.self_attn(self.input_layernorm(x), angles, cache, padding)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -135,29 +140,46 @@ class Llama(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, cache: Cache | None = None, padding: Tensor | None = None
+    ) -> Tensor:
         """Logits (B, T, V) for token ids (B, T), which follow whatever the cache already holds.
 
-        Raises CourseError when the context would grow past what the model was trained for.
-        """
-        return self.lm_head(self.hidden(ids, cache))
+        `padding` (B, S) is True where one of the S positions, those in the cache first, is only
+        filling: no query looks there, and its own logits mean nothing. It may stand on either
+        side, as rotary scores know distances only; it counts towards the context.
 
-    def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        Raises CourseError for no tokens at all, and when the context would grow past what the
+        model was trained for.
+        """
+        return self.lm_head(self.hidden(ids, cache, padding))
+
+    def hidden(
+        self, ids: Tensor, cache: Cache | None = None, padding: Tensor | None = None
+    ) -> Tensor:
         """The same up to the head: (B, T, C). Generation needs the head at the last token only."""
+        B, T = ids.shape
+        if not T:
+            raise CourseError("There are no tokens to read; give at least one.")
         start = cache.length if cache is not None else 0
-        end = start + ids.shape[1]
+        end = start + T
         if end > self.config.max_position_embeddings:
             raise CourseError(
                 f"{end:,} tokens do not fit in this model's context of "
                 f"{self.config.max_position_embeddings:,}; shorten the text."
             )
+        if padding is not None and padding.shape != (B, end):
+            raise CourseError(
+                f"The padding is of shape {tuple(padding.shape)}, and {(B, end)} is wanted: a row "
+                f"for each text, a column for each position, those in the cache included."
+            )
         positions = torch.arange(start, end, device=ids.device)
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         x = self.embed_tokens(ids)  # (B, T, C)
         for layer in self.layers:
-            x = layer(x, angles, cache)
+            x = layer(x, angles, cache, padding)
         if cache is not None:
-            cache.advance(ids.shape[1])
+            cache.advance(T)
         return self.norm(x)
 
     @classmethod
