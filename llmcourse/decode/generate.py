@@ -19,7 +19,7 @@ def generate_plain(
     Yields up to `max_tokens` ids and stops before an id of `end_ids`.
     Raises CourseError for an empty prompt or a text longer than the model's context.
     """
-    device = _check_prompt(model, ids, max_tokens)
+    device = check_prompt(model, ids, max_tokens)
     text = list(ids)
     for _ in range(max_tokens):
         with torch.inference_mode():
@@ -35,7 +35,7 @@ def generate_cached(
     model: Llama, ids: list[int], *, max_tokens: int, end_ids: Collection[int] = ()
 ) -> Iterator[int]:
     """The same tokens as `generate_plain`; after the prompt a step computes one position only."""
-    device = _check_prompt(model, ids, max_tokens)
+    device = check_prompt(model, ids, max_tokens)
     dtype = model.embed_tokens.weight.dtype
     cache = KVCache(model.config, max_tokens=len(ids) + max_tokens, dtype=dtype, device=device)
     new = list(ids)
@@ -49,7 +49,8 @@ def generate_cached(
         yield token
 
 
-def _check_prompt(model: Llama, ids: list[int], max_tokens: int) -> torch.device:
+def check_prompt(model: Llama, ids: list[int], max_tokens: int) -> torch.device:
+    """The device to put a prompt on; raises CourseError if it is empty or does not fit."""
     if not ids:
         raise CourseError("The prompt is empty; give at least one token.")
     room = model.config.max_position_embeddings

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llmcourse.decode.cache import KVCache
-from llmcourse.decode.generate import _check_prompt
+from llmcourse.decode.generate import check_prompt
 from llmcourse.errors import CourseError
 from llmcourse.models.llama import Llama
 
@@ -126,7 +126,7 @@ def generate_sampled(
     Yields up to `max_tokens` ids and stops before an id of `end_ids`. The same generator state
     gives the same text. Raises CourseError as `sample` and `generate_cached` do.
     """
-    device = _check_prompt(model, ids, max_tokens)
+    device = check_prompt(model, ids, max_tokens)
     dtype = model.embed_tokens.weight.dtype
     cache = KVCache(model.config, max_tokens=len(ids) + max_tokens, dtype=dtype, device=device)
     new = list(ids)

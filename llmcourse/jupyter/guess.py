@@ -81,14 +81,36 @@ def predict(key: str, question: str, unit: str = "", options: Sequence[str] | No
     return guess
 
 
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_PLAIN = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_TERM = rf"{_PLAIN}(?:\s*\^\s*[({{]?[+-]?(?:\d*\.)?\d+[)}}]?)?"
+_BETWEEN = r"\s*([·⋅×*x/])\s*"
+
+
 def number(text: str) -> float | None:
-    """The number in what a reader typed: "1,200", "3e8", "20 tokens/s", "×4"; None if there is none."""
-    plain = text.strip().replace("−", "-").replace("_", "")
+    """The number in what a reader typed; None if there is none.
+
+    It reads "1,200", "3e8", "20 tokens/s" and "×4"; powers and products as in "2·10^-5", "10**-5"
+    and "10⁻⁵"; and fractions as in "1/5".
+    """
+    plain = text.strip().replace("−", "-").replace("_", "").replace("**", "^")
+    plain = re.sub(r"(?<=\d)[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + m[0].translate(_RAISED), plain)
     plain = re.sub(r"(?<=\d)[,  ](?=\d{3}(?!\d))", "", plain)
-    if re.fullmatch(r"[+-]?\d+,\d+", plain):  # a decimal comma
+    if re.fullmatch(r"[+-]?\d+,\d+([^\d,][^,]*)?", plain):  # a decimal comma
         plain = plain.replace(",", ".")
-    found = re.search(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", plain)
-    return float(found[0]) if found and math.isfinite(float(found[0])) else None
+    found = re.search(rf"([+-]?)({_TERM}(?:{_BETWEEN}{_TERM})*)", plain)
+    if not found:
+        return None
+    value = -1.0 if found[1] == "-" else 1.0
+    pieces = ["*", *re.split(_BETWEEN, found[2])]
+    try:
+        for operator, term in zip(pieces[::2], pieces[1::2], strict=True):
+            base, _, power = term.partition("^")
+            factor = float(base) ** float(power.strip(" (){}") or 1)
+            value = value / factor if operator == "/" else value * factor
+    except (OverflowError, ZeroDivisionError):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _verdict(guess: float | str, truth: float | str, kind: str, unit: str) -> str:
