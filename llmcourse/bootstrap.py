@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 OLDEST, NEWEST = (3, 11), (3, 13)
 TORCH = "2.13.0"  # tests hold this equal to pyproject.toml
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-CHAPTER_DATA = ("prose",)  # what the finished chapters read, besides the model
+# What the finished chapters read, besides the model: after the set-up they need no network.
+CHAPTER_DATA = ("prose", "chinese_reviews", "english_chinese", "chinese_words")
 STAMP = "llmcourse-setup.json"
 QUESTION = "What is the capital of France?"
 
@@ -276,9 +277,13 @@ def first_answer(venv: Path, steps: Steps) -> bool:
     if subprocess.run([*course, "model"], stdout=subprocess.DEVNULL).returncode:
         steps.note("the course works without it until a cell loads the model; then it tries again")
         return False
-    steps.say("fetching the texts that the chapters read")
+    steps.say("fetching the texts that the chapters read (58 MB, once)")
     if subprocess.run([*course, "data", *CHAPTER_DATA], stdout=subprocess.DEVNULL).returncode:
         steps.note("without them the course uses small samples of its own, and says where")
+    steps.say("fetching the sentence encoder of chapter 05 (84 MB, once)")
+    encoder = [*course, "model", "--model", "sentence_encoder"]
+    if subprocess.run(encoder, stdout=subprocess.DEVNULL).returncode:
+        steps.note("without it two cells of chapter 05 say so and go on")
     steps.say(f"asking it: {QUESTION}")
     return subprocess.run([*course, "ask", QUESTION, "--max-tokens", "48"]).returncode == 0
 

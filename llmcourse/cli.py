@@ -58,7 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     add_json(ask)
 
     model = command("model", _model, "Fetch, verify and convert the model; print where it is.")
-    model.add_argument("--model", metavar="PATH", help="another model: folder, GGUF file or hub id")
+    model.add_argument(
+        "--model",
+        metavar="PATH",
+        help="another model: folder, GGUF file or hub id, or `sentence_encoder` (chapter 05)",
+    )
     add_json(model)
 
     data = command("data", _data, "List the course's data sets, or fetch some of them.")
@@ -144,6 +148,14 @@ def _ask(options: argparse.Namespace) -> None:
 def _model(options: argparse.Namespace) -> None:
     from llmcourse.data.checkpoints import describe, resolve_checkpoint
 
+    if options.model == "sentence_encoder":
+        from llmcourse.models.bert import sentence_encoder
+
+        folder = sentence_encoder()[0]
+        _print_json({"name": options.model, "folder": str(folder)}) if options.json else print(
+            folder
+        )
+        return
     folder = resolve_checkpoint(options.model)  # fetches and converts what is not here yet
     _print_json(describe(options.model)) if options.json else print(folder)
 

