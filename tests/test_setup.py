@@ -289,6 +289,17 @@ def test_second_run_does_nothing(rehearsal, capsys):
     assert done == [] and capsys.readouterr().out == ""
 
 
+def test_an_updated_course_fetches_its_new_data(rehearsal, monkeypatch):
+    """Updated in place, with a chapter that reads one set more: is it fetched, once?"""
+    venv, done = rehearsal
+    bootstrap.set_up(venv, set(), answer=True)
+    done.clear()
+    monkeypatch.setattr(bootstrap, "CHAPTER_DATA", (*bootstrap.CHAPTER_DATA, "movies"))
+    bootstrap.set_up(venv, set(), answer=True)
+    bootstrap.set_up(venv, set(), answer=True)
+    assert done == ["ask"]
+
+
 def test_extras_add_up(rehearsal):
     """Does asking for another extra keep those that are there?"""
     venv, done = rehearsal
