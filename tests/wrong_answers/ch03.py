@@ -114,6 +114,15 @@ def not_reduced(logits: Tensor, wanted: Tensor) -> Tensor:
     return _lost(logits, wanted) * (wanted != PAD)
 
 
+def in_bits(logits: Tensor, wanted: Tensor) -> Tensor:
+    return _lost(logits, wanted)[wanted != PAD].mean() / torch.tensor(2.0).log()
+
+
+def over_positions(logits: Tensor, wanted: Tensor) -> Tensor:
+    lost = -logits.log_softmax(1).gather(-1, wanted[..., None])[..., 0]
+    return lost[wanted != PAD].mean()
+
+
 # 3.3
 
 
@@ -122,8 +131,10 @@ def _cell(order: str = "ifgo", bias: str = "both", slip: str = "") -> Any:
         added = {"both": b_ih + b_hh, "one": b_ih, "none": 0 * b_ih, "twice": 2 * b_ih}[bias]
         z = x @ W_ih.T + h @ W_hh.T + added
         part = dict(zip(order, z.chunk(4, -1), strict=True))
-        i, f, o = (part[name].sigmoid() for name in "ifo")
+        i, f, o = (part[name] if slip == "raw" else part[name].sigmoid() for name in "ifo")
         g = part["g"].sigmoid() if slip == "sigmoid" else part["g"].tanh()
+        if slip == "closed":
+            f = 1 - f
         if slip == "exchanged":
             i, f = f, i
         new = f * c + i * g
@@ -192,6 +203,24 @@ def first_tokens_by_count(cell: nn.LSTMCell, x: Tensor, padding: Tensor) -> Any:
     return torch.cat([h for h, _ in ends]), torch.cat([c for _, c in ends])
 
 
+def without_a_state(cell: nn.LSTMCell, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+    h = c = torch.zeros(len(x), cell.hidden_size)
+    for t in range(x.shape[1]):
+        real = ~padding[:, t, None]
+        new_h, new_c = cell(x[:, t])
+        h, c = torch.where(real, new_h, h), torch.where(real, new_c, c)
+    return h, c
+
+
+def c_before_h(cell: nn.LSTMCell, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+    h = c = torch.zeros(len(x), cell.hidden_size)
+    for t in range(x.shape[1]):
+        real = ~padding[:, t, None]
+        new_h, new_c = cell(x[:, t], (h, c))
+        h, c = torch.where(real, new_h, h), torch.where(real, new_c, c)
+    return c, h
+
+
 def outputs_only(cell: nn.LSTMCell, x: Tensor, padding: Tensor) -> Tensor:
     return _reader("ignored")(cell, x, padding)[0]
 
@@ -236,6 +265,8 @@ WRONG: dict[str, list[Any]] = {
         no_logarithm,
         without_the_end,
         not_reduced,
+        in_bits,
+        over_positions,
         lambda logits, wanted: -_lost(logits, wanted)[wanted != PAD].mean(),
         lambda logits, wanted: logits,
         1.0,
@@ -252,6 +283,8 @@ WRONG: dict[str, list[Any]] = {
         _cell(bias="twice"),
         _cell(slip="exchanged"),
         _cell(slip="sigmoid"),
+        _cell(slip="raw"),
+        _cell(slip="closed"),
         _cell(slip="no tanh"),
         _cell(slip="old"),
         _cell(slip="turned"),
@@ -267,6 +300,8 @@ WRONG: dict[str, list[Any]] = {
         until_the_first_filling,
         first_tokens_by_count,
         outputs_only,
+        without_a_state,
+        c_before_h,
         lambda cell, x, padding: cell(x[:, -1]),
     ],
     "3.5": [

@@ -203,6 +203,31 @@ def softmax_over_the_queries(
     return (scores.softmax(-2) @ v).transpose(1, 2).flatten(2) @ w["o"]
 
 
+def filling_with_score_zero(
+    x: Tensor, source: Tensor, w: Weights, heads: int, padding: Tensor
+) -> Tensor:
+    q, k, v = _projected(x, source, w, heads)
+    k, v = (t.repeat_interleave(heads // t.shape[1], 1) for t in (k, v))
+    scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(padding[:, None, None], 0)
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2) @ w["o"]
+
+
+def keys_and_values_exchanged(
+    x: Tensor, source: Tensor, w: Weights, heads: int, padding: Tensor
+) -> Tensor:
+    q, k, v = _projected(x, source, w, heads)
+    return _attend(q, v, k, w, padding)
+
+
+def heads_joined_as_they_lie(
+    x: Tensor, source: Tensor, w: Weights, heads: int, padding: Tensor
+) -> Tensor:
+    q, k, v = _projected(x, source, w, heads)
+    k, v = (t.repeat_interleave(heads // t.shape[1], 1) for t in (k, v))
+    scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(padding[:, None, None], -INF)
+    return (scores.softmax(-1) @ v).reshape(x.shape) @ w["o"]
+
+
 def the_library(x: Tensor, source: Tensor, w: Weights, heads: int, padding: Tensor) -> Tensor:
     q, k, v = _projected(x, source, w, heads)
     k, v = (t.repeat_interleave(heads // t.shape[1], 1) for t in (k, v))
@@ -282,6 +307,23 @@ def log_of_a_softmax(logits: Tensor, target: Tensor, amount: float) -> Tensor:
     log_p = logits.softmax(-1).log()
     hit, real = -log_p.gather(-1, target[..., None])[..., 0], target != PAD
     return ((1 - amount) * hit - amount * log_p.mean(-1))[real].mean()
+
+
+def logits_as_they_are(logits: Tensor, target: Tensor, amount: float) -> Tensor:
+    hit, real = -logits.gather(-1, target[..., None])[..., 0], target != PAD
+    return ((1 - amount) * hit - amount * logits.mean(-1))[real].mean()
+
+
+def softmax_over_the_positions(logits: Tensor, target: Tensor, amount: float) -> Tensor:
+    log_p, real = logits.log_softmax(1), target != PAD
+    hit = -log_p.gather(-1, target[..., None])[..., 0]
+    return ((1 - amount) * hit - amount * log_p.mean(-1))[real].mean()
+
+
+def pad_gets_no_share(logits: Tensor, target: Tensor, amount: float) -> Tensor:
+    hit, _, real = _parts(logits, target)
+    spread = -logits.log_softmax(-1)[..., PAD + 1 :].mean(-1)
+    return ((1 - amount) * hit + amount * spread)[real].mean()
 
 
 def the_library_loss(logits: Tensor, target: Tensor, amount: float) -> Tensor:
@@ -365,6 +407,14 @@ def stops_at_the_first_end(step: Step, width: int, penalty: float, longest: int)
     return _search(step, width, penalty, longest, first=True)
 
 
+def one_step_early(step: Step, width: int, penalty: float, longest: int) -> list[int]:
+    return _search(step, width, penalty, longest - 1)
+
+
+def one_step_more(step: Step, width: int, penalty: float, longest: int) -> list[int]:
+    return _search(step, width, penalty, longest + 1)
+
+
 _BLEU = {"tokens": 1, "right": 0.368, "swapped": 0.5}
 _WHY: dict[str, Any] = {
     "transformer_training": 1,
@@ -405,6 +455,9 @@ WRONG: dict[str, list[Any]] = {
         one_wide_head,
         output_not_mixed,
         softmax_over_the_queries,
+        filling_with_score_zero,
+        keys_and_values_exchanged,
+        heads_joined_as_they_lie,
         the_library,
         the_room,
         lambda x, source, w, heads, padding: x,
@@ -421,6 +474,9 @@ WRONG: dict[str, list[Any]] = {
         sign_turned,
         sentence_by_sentence,
         log_of_a_softmax,
+        logits_as_they_are,
+        softmax_over_the_positions,
+        pad_gets_no_share,
         the_library_loss,
         lambda logits, target, amount: logits,
     ],
@@ -433,11 +489,15 @@ WRONG: dict[str, list[Any]] = {
         divided_by_the_length,
         multiplied,
         stops_at_the_first_end,
+        one_step_early,
+        one_step_more,
         lambda step, width, penalty, longest: [],
         lambda step, width, penalty, longest: 3,
     ],
     "4.3": [
         {**_BLEU, "tokens": 6},  # characters
+        {**_BLEU, "tokens": 7},
+        {"tokens": 1, "right": 0.5, "swapped": 0.368},  # exchanged
         {**_BLEU, "tokens": 2},  # the full stop cut off
         {**_BLEU, "right": 1},  # precision alone
         {**_BLEU, "right": 0.5},  # the ratio for the penalty

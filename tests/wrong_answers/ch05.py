@@ -65,6 +65,17 @@ def not_divided(hits: int, n: int) -> tuple[float, float]:
     return low * (1 + Z * Z / n), high * (1 + Z * Z / n)
 
 
+def one_end_divided(hits: int, n: int) -> tuple[float, float]:
+    low, high = _wilson(hits, n)
+    return low * (1 + Z * Z / n), high
+
+
+def n_not_squared(hits: int, n: int) -> tuple[float, float]:
+    p, pull = hits / n, 1 + Z * Z / n
+    middle, half = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n))
+    return (middle - half) / pull, (middle + half) / pull
+
+
 # 5.3
 
 
@@ -86,6 +97,10 @@ def sum_only(x: Tensor, padding: Tensor) -> Tensor:
 
 def mean_of_padding(x: Tensor, padding: Tensor) -> Tensor:
     return (x * padding[..., None]).sum(1) / padding.sum(1)[:, None].clamp(min=1)
+
+
+def mean_of_padding_unclamped(x: Tensor, padding: Tensor) -> Tensor:
+    return (x * padding[..., None]).sum(1) / padding.sum(1)[:, None]
 
 
 def whole_batch(x: Tensor, padding: Tensor) -> Tensor:
@@ -127,6 +142,15 @@ def target_is_shown(ids: Tensor, chosen: Tensor, dice: Tensor, other: Tensor) ->
     return shown, torch.where(chosen, shown, -100)
 
 
+def outputs_exchanged(ids: Tensor, chosen: Tensor, dice: Tensor, other: Tensor) -> Any:
+    return torch.where(chosen, ids, -100), _hide(ids, chosen, dice, other)
+
+
+def the_rest_replaced(ids: Tensor, chosen: Tensor, dice: Tensor, other: Tensor) -> Any:
+    shown = torch.where(chosen, _hide(ids, chosen, dice, other), other)
+    return shown, torch.where(chosen, ids, -100)
+
+
 def zero_for_no_loss(ids: Tensor, chosen: Tensor, dice: Tensor, other: Tensor) -> Any:
     return _hide(ids, chosen, dice, other), ids * chosen
 
@@ -151,7 +175,7 @@ def a_fifth_swapped(ids: Tensor, chosen: Tensor, dice: Tensor, other: Tensor) ->
 
 def _binned(p: Tensor, label: Tensor, bins: int) -> list[tuple[float, float, float]]:
     confidence, right = torch.maximum(p, 1 - p), ((p > 0.5) == label).double()
-    place = (confidence * bins).long()
+    place = (confidence * bins).long().clamp(max=bins - 1)
     rows = []
     for b in range(bins):
         inside = place == b
@@ -194,6 +218,26 @@ def the_worst_bin(p: Tensor, label: Tensor, bins: int) -> float:
     return max(abs(a - c) for _, a, c in _binned(p, label, bins))
 
 
+def always_ten(p: Tensor, label: Tensor, bins: int) -> float:
+    return sum(w * abs(a - c) for w, a, c in _binned(p, label, 10))
+
+
+def certainty_lost(p: Tensor, label: Tensor, bins: int) -> float:
+    kept = torch.maximum(p, 1 - p) < 1
+    rows = _binned(p[kept], label[kept], bins)
+    return kept.double().mean().item() * sum(w * abs(a - c) for w, a, c in rows)
+
+
+def upper_half(p: Tensor, label: Tensor, bins: int) -> float:
+    confidence, right = torch.maximum(p, 1 - p), ((p > 0.5) == label).double()
+    place, total = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1), 0.0
+    for b in place.unique():
+        inside = place == b
+        gap = right[inside].mean() - confidence[inside].mean()
+        total += (inside.double().mean() * gap.abs()).item()
+    return total
+
+
 def percent(p: Tensor, label: Tensor, bins: int) -> float:
     return 100 * sum(w * abs(a - c) for w, a, c in _binned(p, label, bins))
 
@@ -226,6 +270,8 @@ WRONG: dict[str, list[Any]] = {
         in_percent,
         around_p,
         not_divided,
+        one_end_divided,
+        n_not_squared,
         lambda hits, n: hits / n,
         lambda hits, n: "0.8 to 0.9",
         0.9,
@@ -236,6 +282,7 @@ WRONG: dict[str, list[Any]] = {
         divided_by_all,
         sum_only,
         mean_of_padding,
+        mean_of_padding_unclamped,
         whole_batch,
         over_the_batch,
         no_last_axis,
@@ -247,6 +294,8 @@ WRONG: dict[str, list[Any]] = {
         loss_on_masks_only,
         loss_where_changed,
         target_is_shown,
+        outputs_exchanged,
+        the_rest_replaced,
         zero_for_no_loss,
         always_mask,
         not_only_chosen,
@@ -261,6 +310,9 @@ WRONG: dict[str, list[Any]] = {
         of_class_one,
         empty_bins,
         the_worst_bin,
+        always_ten,
+        certainty_lost,
+        upper_half,
         percent,
         lambda p, label, bins: 0.1,
         lambda p, label, bins: p,

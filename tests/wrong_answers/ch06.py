@@ -61,6 +61,22 @@ def the_course_class(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return norm(x)
 
 
+def fixed_eps(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return weight * x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+def over_axis_one(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return weight * x / (x.pow(2).mean(1, keepdim=True) + eps).sqrt()
+
+
+def variance(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return weight * x / (x.var(-1, keepdim=True) + eps).sqrt()
+
+
+def multiplied(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return weight * x * (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+
+
 # 6.2
 
 
@@ -94,6 +110,11 @@ def weights_not_scores(q: Tensor, k: Tensor) -> Tensor:
 
 def queries_transposed(q: Tensor, k: Tensor) -> Tensor:
     return (no_scale(q, k) / q.shape[-1] ** 0.5).mT
+
+
+def masked(q: Tensor, k: Tensor) -> Tensor:
+    scores = no_scale(q, k) / q.shape[-1] ** 0.5
+    return scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -torch.inf)
 
 
 # 6.3
@@ -162,6 +183,19 @@ def each_alone(p: Tensor, share: float) -> Tensor:
     return kept / kept.sum()
 
 
+def one_more_at_the_share(p: Tensor, share: float) -> Tensor:
+    ordered, order = p.sort(descending=True)
+    before = ordered.cumsum(0) - ordered
+    kept = p * torch.zeros_like(p, dtype=torch.bool).scatter(0, order, before <= share)
+    return kept / kept.sum()
+
+
+def by_a_limit(p: Tensor, share: float) -> Tensor:
+    ordered = p.sort(descending=True).values
+    kept = p * (p >= ordered[ordered.cumsum(0) - ordered < share].min())
+    return kept / kept.sum()
+
+
 def smallest_first(p: Tensor, share: float) -> Tensor:
     ordered, order = p.sort()
     kept = p * torch.zeros_like(p, dtype=torch.bool).scatter(0, order, ordered.cumsum(0) <= share)
@@ -219,6 +253,15 @@ def without_softmax(logits: Tensor, ids: Tensor, real: Tensor) -> float:
     return raw[real[:, 1:]].mean().exp().item()
 
 
+def shifted_back(logits: Tensor, ids: Tensor, real: Tensor) -> float:
+    loss = -logits[:, 1:].log_softmax(-1).gather(-1, ids[:, :-1, None])[..., 0]
+    return loss[real[:, 1:]].mean().exp().item()
+
+
+def masked_sum_over_all(logits: Tensor, ids: Tensor, real: Tensor) -> float:
+    return (_losses(logits, ids) * real[:, 1:]).mean().exp().item()
+
+
 # 6.7
 
 Z = torch.linspace(0, 4, 12)
@@ -260,6 +303,43 @@ def too_few_draws(a: Any, b: Any) -> bool:
     return bool((one - other).abs().max() > 0.5)
 
 
+def _chi_square(one: Tensor, other: Tensor) -> float:
+    counts = torch.stack([one, other]).double()
+    expected = counts.mean(0)
+    seen = expected > 0
+    chi2 = ((counts - expected)[:, seen] ** 2 / expected[seen]).sum()
+    return float(torch.special.gammaincc((seen.sum() - 1) / 2, chi2 / 2))
+
+
+def one_alarm_in_twenty(a: Any, b: Any) -> bool:
+    return _chi_square(*_counts(a, b, Z, 50_000)) < 0.05
+
+
+def one_alarm_in_ten(a: Any, b: Any) -> bool:
+    return _chi_square(*_counts(a, b, Z, 50_000)) < 0.1
+
+
+def one_alarm_in_five(a: Any, b: Any) -> bool:
+    return _chi_square(*_counts(a, b, Z, 50_000)) < 0.2
+
+
+OTHERS = (Z, torch.tensor([3.0, 0.0, 2.9, 1.0, -1.0, 2.0, 0.5, 2.5]))
+
+
+def sets_of_tokens(a: Any, b: Any) -> bool:
+    kept = [_counts(a, b, z, 50_000) > 10 for z in OTHERS]
+    return any(not torch.equal(one, other) for one, other in kept)
+
+
+def mean_id(a: Any, b: Any) -> bool:
+    n = 50_000
+    for z in OTHERS:
+        one, other = (sampler(z, n).double() for sampler in (a, b))
+        if (one.mean() - other.mean()).abs() > 5 * ((one.var() + other.var()) / n) ** 0.5:
+            return True
+    return False
+
+
 def a_p_value(a: Any, b: Any) -> float:
     return 0.3
 
@@ -277,6 +357,10 @@ WRONG: dict[str, list[Any]] = {
         no_root,
         over_everything,
         keepdim_forgotten,
+        fixed_eps,
+        over_axis_one,
+        variance,
+        multiplied,
         the_room_itself,
         the_course_class,
         lambda x, weight, eps: x,
@@ -291,6 +375,7 @@ WRONG: dict[str, list[Any]] = {
         mean_of_keys,
         weights_not_scores,
         queries_transposed,
+        masked,
         lambda q, k: q,
     ],
     "6.3": [
@@ -308,6 +393,8 @@ WRONG: dict[str, list[Any]] = {
         {**_PARTS, "embedding": 525.3},  # the head counted again
         {**_PARTS, "attention": 268.4},  # K and V as wide as Q
         {**_PARTS, "attention": 10.5},  # one layer
+        {**_PARTS, "attention": 134.7},  # K and V without their D
+        {name: 4 * count for name, count in _PARTS.items()},  # bytes
         {**_PARTS, "feed_forward": 536.9},  # two matrices
         {**_PARTS, "prompt_token": 1235.8},  # head read for every token
         {**_PARTS, "feed_forward": 0.8053},  # billions
@@ -323,6 +410,8 @@ WRONG: dict[str, list[Any]] = {
         renormalised_by_softmax,
         left_sorted,
         each_alone,
+        one_more_at_the_share,
+        by_a_limit,
         smallest_first,
         the_filter_itself,
         lambda p, share: p,
@@ -337,6 +426,8 @@ WRONG: dict[str, list[Any]] = {
         texts_weigh_the_same,
         first_token_in_the_count,
         without_softmax,
+        shifted_back,
+        masked_sum_over_all,
         lambda logits, ids, real: logits,
     ],
     "6.7": [
@@ -347,6 +438,11 @@ WRONG: dict[str, list[Any]] = {
         favourite_only,
         equal_logits,
         too_few_draws,
+        one_alarm_in_twenty,
+        one_alarm_in_ten,
+        one_alarm_in_five,
+        sets_of_tokens,
+        mean_id,
         a_p_value,
         lambda a, b: True,
         lambda a, b: False,

@@ -21,7 +21,7 @@ Variants = Sequence[tuple[str, Tensor]]
 
 def _tensor(got: Any, shape: Sequence[int], given: str) -> Tensor:
     """`got` as a float64 tensor of that shape, or Wrong saying what came instead."""
-    if isinstance(got, (list, float)):
+    if not isinstance(got, Tensor):
         with suppress(TypeError, ValueError, RuntimeError):
             got = torch.as_tensor(got)
     if not isinstance(got, Tensor):
@@ -228,6 +228,13 @@ def check_cross(cross_attention: Callable[..., Tensor]) -> None:
              "tokens.", _cross(x, source, source, padding, axis=-2, **about)),
             ("There is a causal mask. The source is known from the start: nothing of it is future.",
              _cross(x, source, source, padding, causal=True, **about)),
+            ("The scores of the filling were set to 0: that is still a weight of e⁰ = 1. Set them to −∞.",
+             _cross(x, source, source, padding, fill=0.0, **about)),
+            ("Keys and values are exchanged: scores come from w['k'], and what is mixed from w['v'].",
+             _cross(x, source, source, padding,
+                    **(about | {"w": w | {"k": w["v"], "v": w["k"]}}))),
+            ("The heads were joined without putting them back: (B, H, T, D) first becomes (B, T, H, D).",
+             _cross(x, source, source, padding, cut=True, **about)),
             ("The values are not projected, or projected by w['k'].",
              _cross(x, source, source, padding, **(about | {"w": w | {"v": w["k"]}}))),
             ("The matrices are used transposed. A vector stands on the left: x @ w['q'].",
@@ -270,6 +277,8 @@ def _cross(
     mix: bool = True,
     axis: int = -1,
     causal: bool = False,
+    fill: float = -torch.inf,
+    cut: bool = False,
 ) -> Tensor:
     """Cross-attention in float64, head by head, with the usual slips as switches."""
     w = {name: value.double() for name, value in w.items()}
@@ -285,12 +294,12 @@ def _cross(
         if causal:
             hidden = hidden | torch.ones(scores.shape[-2:]).triu(1).bool()
         if not late:
-            scores = scores.masked_fill(hidden, -torch.inf)
+            scores = scores.masked_fill(hidden, fill)
         weights = scores.softmax(axis)
         if late:
             weights = weights.masked_fill(hidden, 0)
         outputs.append(weights @ v[..., shared])
-    joined = torch.cat(outputs, -1)
+    joined = torch.stack(outputs, 1).flatten(1, 2).view(q.shape) if cut else torch.cat(outputs, -1)
     return joined @ w["o"] if mix else joined
 
 
@@ -302,6 +311,7 @@ def check_bleu(answer: Any) -> None:
     keys = "'tokens', 'right' and 'swapped'"
     slips: dict[str, tuple[float, list[tuple[float, str]]]] = {
         "tokens": (1, [
+            (7, "Characters were counted. What does the default tokenizer cut at?"),
             (6, "That is what the Chinese tokenizer sees. The default one cuts at spaces and at "
                 "ASCII punctuation."),
             (5, "Characters are what the Chinese tokenizer sees; and is 。 ASCII?"),
@@ -326,6 +336,10 @@ def check_bleu(answer: Any) -> None:
             (0, "10 of the 20 words are found."),
         ]),
     }  # fmt: skip
+    both = [_number(_field(answer, name, keys), name) for name in ("right", "swapped")]
+    if abs(both[0] - 0.5) < 0.006 and abs(both[1] - math.exp(-1)) < 0.006:
+        raise Wrong("right and swapped are exchanged: the brevity penalty punishes what is *judged* "
+                    "when it is the shorter one.", given=given, got=answer)  # fmt: skip
     for name, (due, wrong) in slips.items():
         got = _number(_field(answer, name, keys), name)
         if abs(got - due) < 0.006:
@@ -398,12 +412,24 @@ def check_smoothing(smoothed_loss: Callable[[Tensor, Tensor, float], Tensor]) ->
                 ("The sign is turned: a loss is −log p.", -expected),
                 ("Sentences were averaged first, so short ones count more. Each token counts alike.",
                  torch.stack([row[ok].mean() for row, ok in zip(each, real, strict=True)]).mean()),
+                ("The logits are no log-probabilities yet: log_softmax first.",
+                 -((1 - amount) * logits.double().gather(-1, target[..., None])[..., 0]
+                   + amount * logits.double().mean(-1))[real].mean()),
+                ("The softmax runs over the positions. Each position shares its probability out among "
+                 "the V tokens.", _smoothed(logits.double().log_softmax(1), target, amount)),
+                ("PAD is one of the V tokens: leave out its *targets*, not its share.",
+                 ((1 - amount) * hit - amount * log_p[..., PAD + 1 :].mean(-1))[real].mean()),
                 ("The smoothing is subtracted.", ((1 - amount) * hit - amount * spread)[real].mean()),
             ],
             given,
             tol=1e-5,
         )  # fmt: skip
         expect_close(got, expected, given=given, why="That is not the smoothed loss.", tol=1e-4)
+
+
+def _smoothed(log_p: Tensor, target: Tensor, amount: float) -> Tensor:
+    each = (1 - amount) * log_p.gather(-1, target[..., None])[..., 0] + amount * log_p.mean(-1)
+    return -each[target != PAD].mean()
 
 
 # 4.5 Beam search -------------------------------------------------------------------------------
@@ -431,7 +457,9 @@ def _language(seed: int) -> Step:
     return step
 
 
-def _beam(step: Step, width: int, penalty: float, slip: str = "") -> list[int]:
+def _beam(
+    step: Step, width: int, penalty: float, longest: int = _LONGEST, slip: str = ""
+) -> list[int]:
     """Beam search over tuples, slow and plain, with the usual slips by name."""
 
     def rank(item: tuple[tuple[int, ...], float]) -> float:
@@ -447,7 +475,7 @@ def _beam(step: Step, width: int, penalty: float, slip: str = "") -> list[int]:
 
     beam: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     aside: list[tuple[tuple[int, ...], float]] = []
-    for _ in range(_LONGEST):
+    for _ in range(longest + {"too short": -1, "too long": 1}.get(slip, 0)):
         grown = []
         for tokens, score in beam:
             if EOS in tokens:
@@ -476,13 +504,14 @@ def _beam(step: Step, width: int, penalty: float, slip: str = "") -> list[int]:
     return [token for token in best if token != EOS]
 
 
-# (language, width, penalty): chosen so that every fair reading of the contract agrees (ended ones
+# (language, width, penalty, longest): chosen so that every fair reading of the contract agrees (ended ones
 # kept in the beam or set aside; pruned by sum or by rank) and each slip shows somewhere.
-_BEAMS: tuple[tuple[int, int, float], ...] = (
-    (5, 1, 0.0),
-    (1741, 3, 2.0),
-    (1144, 3, 2.0),
-    (3286, 3, 1.0),
+_BEAMS: tuple[tuple[int, int, float, int], ...] = (
+    (5, 1, 0.0, _LONGEST),
+    (1741, 3, 2.0, _LONGEST),
+    (1144, 3, 2.0, _LONGEST),
+    (3286, 3, 1.0, _LONGEST),
+    (6, 3, 1.0, 3),  # nothing has ended by then
 )
 
 _BEAM_SLIPS = {
@@ -495,29 +524,33 @@ _BEAM_SLIPS = {
     "mean": "Divided by the length itself: the penalty is ((5 + n) / 6) ** penalty.",
     "multiplied": "Log probabilities are negative: multiplying by the penalty punishes length. Divide.",
     "eos not counted": "EOS counts as a token of the length.",
+    "too short": "It stops one step early: a hypothesis may have `longest` tokens.",
+    "too long": "It goes on after `longest` tokens; what has not ended by then counts as it is.",
     "first finished": "It stops when the first hypothesis ends; a better one may still be growing.",
 }
 
 
 def check_beam(beam_search: Callable[[Step, int, float, int], Any]) -> None:
-    for seed, width, penalty in _BEAMS:
+    for seed, width, penalty, longest in _BEAMS:
         step = _language(seed)
-        given = f"a language of {_V} tokens, width {width}, penalty {penalty:g}, at most {_LONGEST} tokens"
-        got = call(beam_search, step, width, penalty, _LONGEST)
+        given = f"a language of {_V} tokens, width {width}, penalty {penalty:g}, at most {longest} tokens"
+        got = call(beam_search, step, width, penalty, longest)
         tokens = _tokens(got, given)
-        due = _beam(step, width, penalty)
+        due = _beam(step, width, penalty, longest)
         if tokens == due:
             continue
         told = {"given": given, "expected": due, "got": tokens}
-        if width > 1 and tokens == _beam(step, 1, penalty):
-            greedy_too = [s for s in _BEAM_SLIPS if _beam(step, width, penalty, s) == tokens]
+        if width > 1 and tokens == _beam(step, 1, penalty, longest):
+            greedy_too = [
+                s for s in _BEAM_SLIPS if _beam(step, width, penalty, longest, s) == tokens
+            ]
             if not greedy_too:
                 why = (
                     "That is the greedy answer: keep `width` hypotheses after every step, not one."
                 )
                 raise Wrong(why, **told)
         for slip, sentence in _BEAM_SLIPS.items():
-            if tokens == _beam(step, width, penalty, slip):
+            if tokens == _beam(step, width, penalty, longest, slip):
                 raise Wrong(sentence, **told)
         raise Wrong(f"A better hypothesis of rank {_rank_of(step, due, penalty):.3f} was in reach; "
                     f"yours has {_rank_of(step, tokens, penalty):.3f}.", **told)  # fmt: skip
@@ -634,8 +667,10 @@ EXERCISES: tuple[Exercise, ...] = (
         (
             "A hypothesis is a list of tokens and the sum of their log probabilities.",
             "At each step every live one has V children; those that have ended are their own child.",
-            "Sort all of them by sum / ((5 + n) / 6) ** penalty, and keep the first `width`.",
-            "Stop after `longest` steps, or when all have ended; the first of the beam is the answer.",
+            "grown = [those that have ended] + [([*tokens, v], log_p + more) for each live one, for "
+            "v, more in enumerate(step(tokens))].",
+            "Sort grown by log_p / ((5 + n) / 6) ** penalty, keep the first `width`, and do so `longest` "
+            "times; then the first of the beam is the answer, without EOS.",
         ),
         "Twelve lines. What the room adds is only batching: all hypotheses in one step of the model.",
     ),

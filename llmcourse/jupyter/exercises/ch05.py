@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,9 +50,11 @@ def _fields(answer: Any, names: Sequence[str]) -> Mapping[str, Any]:
 
 def _tensor(got: Any, shape: Sequence[int], given: str, name: str = "The answer") -> Tensor:
     """`got` as a tensor of that shape, or Wrong saying what came instead."""
-    if isinstance(got, (list, tuple)):
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):
-            got = torch.as_tensor(got)
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        if isinstance(got, (list, tuple)) and all(isinstance(row, Tensor) for row in got):
+            got = torch.stack(list(got))
+        elif isinstance(got, (list, tuple, np.ndarray)):
+            got = torch.as_tensor(np.asarray(got))
     if not isinstance(got, Tensor):
         raise Wrong(f"{name} should be a tensor, and a {type(got).__name__} came.", given=given)
     if tuple(got.shape) != tuple(shape):
@@ -106,7 +109,7 @@ def check_interval(interval: Callable[[int, int], Any]) -> None:
         given = f"{hits} right of {n}"
         names = ("wilson", "proportion_ci", "proportion_confint")
         got = _without(interval, hits, n, names=names)
-        if isinstance(got, Tensor):
+        if isinstance(got, (Tensor, np.ndarray)):
             got = got.tolist()
         if not isinstance(got, (tuple, list)) or len(got) != 2:
             raise Wrong(
@@ -115,6 +118,7 @@ def check_interval(interval: Callable[[int, int], Any]) -> None:
         p, right = hits / n, _wilson(hits, n)
         plain = math.sqrt(p * (1 - p) / n)
         middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+        wide = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n)) / (1 + _Z**2 / n)
         slips: list[tuple[Any, str]] = [
             ((p - _Z * plain, p + _Z * plain),
              "That is p ± z·√(p(1−p)/n). It says that 10 right of 10 leave no doubt at all, and for "
@@ -131,8 +135,12 @@ def check_interval(interval: Callable[[int, int], Any]) -> None:
              "The width is right. The middle is not p: it is pulled towards one half."),
             ((middle - _Z * plain, middle + _Z * plain),
              "The middle is right. The root lacks its second term, z²/(4n²)."),
+            ((middle - wide, middle + wide),
+             "The middle is right. In the root z² is divided by 4n², not by 4n."),
+            ((right[0] * (1 + _Z**2 / n), right[1]), "The low end is not divided by 1 + z²/n."),
+            ((right[0], right[1] * (1 + _Z**2 / n)), "The high end is not divided by 1 + z²/n."),
         ]  # fmt: skip
-        expect_close(list(got), list(right), given=given, tol=2e-4, slips=slips)
+        expect_close(list(got), list(right), given=given, tol=6e-4, slips=slips)
 
 
 # 5.3 The mean of the real tokens -----------------------------------------------------------------
@@ -150,6 +158,10 @@ def check_pooling(mean_of_real: Callable[[Tensor, Tensor], Any]) -> None:
         got = _tensor(_without(mean_of_real, x, padding, names=("masked_mean",)), (B, C), given)
         real = (~padding)[..., None].float()
         n = real.sum(1)
+        filling = (x * (1 - real)).sum(1) / (T - n)  # NaN where a text has none
+        if filling.isnan().any() and torch.allclose(got.float(), filling, equal_nan=True):
+            why = "That is the mean of the filling: `padding` is True where a token is not real."
+            raise Wrong(why, given=given)
         slips: list[tuple[Any, str]] = [
             (x.mean(1), "The filling is counted in. Its vectors mean nothing, yet they are not 0."),
             ((x * real).mean(1),
@@ -188,8 +200,12 @@ def check_targets(hide: Callable[[Tensor, Tensor, Tensor, Tensor], Any]) -> None
         target = _tensor(got[1], (B, T), given, "The target")
         masked, swapped = chosen & (dice < 0.8), chosen & (dice >= 0.8) & (dice < 0.9)
         right = ids.masked_fill(masked, _MASK).where(~swapped, other)
-        _shown_as(shown, right, ids, chosen, dice, other, given)
         wanted = ids.masked_fill(~chosen, _NO_LOSS)
+        if torch.equal(shown, wanted) and torch.equal(target, right):
+            raise Wrong(
+                "The two are exchanged: first what is shown, then the targets.", given=given
+            )
+        _shown_as(shown, right, ids, chosen, dice, other, given)
         for wrong, why in [
             (ids, "The loss would count every token, and copying what is shown is easy: the targets "
              "are −100 where a token was not chosen."),
@@ -235,6 +251,10 @@ def _shown_as(
     ]:  # fmt: skip
         if torch.equal(shown, wrong) and not torch.equal(wrong, right):
             raise Wrong(why, given=given)
+    if (shown != ids)[~chosen].any():
+        raise Wrong(
+            "A token that was not chosen is shown as it is. Some of yours changed.", given=given
+        )
     expect_close(shown, right, given=given)
 
 
@@ -243,7 +263,10 @@ def _shown_as(
 
 def _bins_of(confidence: Tensor, right: Tensor, bins: int) -> list[tuple[float, float, float]]:
     """Of each bin that holds something: its share, its accuracy, its mean confidence."""
-    place = (confidence * bins).long().clamp(max=bins - 1)
+    return _rows((confidence * bins).long().clamp(max=bins - 1), confidence, right)
+
+
+def _rows(place: Tensor, confidence: Tensor, right: Tensor) -> list[tuple[float, float, float]]:
     found = []
     for b in place.unique():
         inside = place == b
@@ -254,17 +277,24 @@ def _bins_of(confidence: Tensor, right: Tensor, bins: int) -> list[tuple[float, 
 
 def check_calibration(calibration_error: Callable[..., Any]) -> None:
     rng = torch.Generator().manual_seed(55)
-    for N, bins in [(400, 10), (60, 10), (300, 5)]:
+    for N, bins, certain in [(400, 10, 0), (60, 10, 0), (300, 5, 0), (200, 10, 30)]:
         # Away from the edges of the bins, so that it does not matter to which side an edge belongs.
         half = torch.randint(0, 50, (N,), generator=rng).double() / 100 + 0.5025
         p = torch.where(torch.rand(N, generator=rng) < 0.5, half, 1 - half)
         p = torch.where((p * 10 % 1).sub(0.5).abs() > 0.49, p + 0.013, p).clamp(0.003, 0.997)
         label = (torch.rand(N, generator=rng) < (0.5 + 0.6 * (p - 0.5))).long()
+        if bins == 5:  # halves of a bin with gaps that cancel, so that ten bins are not as good
+            sure, named = torch.maximum(p, 1 - p), (p > 0.5).long()
+            label = torch.where((sure * 10).long() % 2 == 0, named, 1 - named)
+        p[:certain], label[: certain // 2] = 1.0, 0
         given = f"{N} probabilities and labels, {bins} bins"
         got = call(calibration_error, p, label, bins)
         confidence, right = torch.maximum(p, 1 - p), (p > 0.5).long() == label
         found = _bins_of(confidence, right, bins)
         by_class = _bins_of(p, label == 1, bins)
+        upper = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+        kept = confidence < 1
+        lost = _bins_of(confidence[kept], right[kept], bins)
         expected = sum(share * abs(acc - conf) for share, acc, conf in found)
         slips: list[tuple[Any, str]] = [
             (sum(abs(acc - conf) for _, acc, conf in found) / len(found),
@@ -289,6 +319,12 @@ def check_calibration(calibration_error: Callable[..., Any]) -> None:
             (100 * expected, "Right, but in percent; give a share from 0 to 1."),
             (max(abs(acc - conf) for _, acc, conf in found),
              "That is the worst bin. Asked for is the mean, weighted by how full a bin is."),
+            (sum(share * abs(acc - conf) for share, acc, conf in _bins_of(confidence, right, 10)),
+             "You made ten bins. Their number is an argument, and here it is another."),
+            (sum(share * abs(acc - conf) for share, acc, conf in _rows(upper, confidence, right)),
+             "Your bins share out ½ to 1. Asked for are bins from 0 to 1; those below ½ stay empty."),
+            (kept.double().mean().item() * sum(share * abs(acc - conf) for share, acc, conf in lost),
+             "A confidence of 1 fell out: it belongs to the last bin."),
         ]  # fmt: skip
         if (isinstance(got, float) and math.isnan(got)) or (
             isinstance(got, Tensor) and got.isnan().any()
