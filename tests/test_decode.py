@@ -251,6 +251,18 @@ def test_logits_that_are_no_numbers_are_refused():
         sample(torch.tensor([0.0, math.nan]), temperature=0)
 
 
+def test_generate_cached_chooses(tiny):
+    """Does another choice, the second most likely, see the logits that a model without a cache has?"""
+    text = [3, 1, 4]
+    for _ in range(8):
+        logits = tiny(torch.tensor([text]))[0, -1]
+        text.append(sorted(range(len(logits)), key=logits.tolist().__getitem__)[-2])
+    second = generate_cached(
+        tiny, text[:3], max_tokens=8, choose=lambda logits: int(logits.topk(2).indices[1])
+    )
+    assert list(second) == text[3:]
+
+
 def test_generate_sampled(tiny):
     """Is it greedy generation at temperature 0, one text a seed, and stopped by an end token?"""
     greedy = list(generate_cached(tiny, [3, 1, 4], max_tokens=12))

@@ -16,8 +16,9 @@ FLOOR = {
     "data": 1,
     "measure": 1,
     "models": 2,
+    "kernels": 2,
 }
-FLOOR |= {"compress": 3, "decode": 3, "parallel": 3, "kernels": 3, "engine": 4}
+FLOOR |= {"compress": 3, "decode": 3, "parallel": 3, "engine": 4}
 FLOOR |= {"jupyter": 5, "sweep": 5, "doctor": 5, "cli": 6, "__main__": 7}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -20,7 +20,7 @@ from llmcourse import paths
 from llmcourse.errors import CourseError
 from llmcourse.jupyter import chapters, edition, figures, guess, kernel, lab, progress, workspace
 from llmcourse.jupyter import grade as grading
-from llmcourse.jupyter.exercises import base, compare
+from llmcourse.jupyter.exercises import answers, base, compare, watch
 from llmcourse.jupyter.exercises.base import Exercise, check, hint
 from llmcourse.jupyter.exercises.compare import NotTried, Wrong, call, expect_close, expect_equal
 
@@ -187,6 +187,118 @@ def test_expect_close_says_where():
         expect_close(-math.inf, math.inf)
     with pytest.raises(Wrong, match="boolean"):
         expect_close(True, 1)
+
+
+def test_expect_close_explains():
+    """Is the slip named that makes a difference here, found by its NaN too, and the value's name said?"""
+    import torch
+
+    nan, slips = math.nan, [([1, 2], "No slip."), ([1, 3], "A slip."), ([1, math.nan], "Over 0.")]
+    with pytest.raises(Wrong, match=r"^dx: A slip\."):
+        expect_close([1, 3], [1, 2], slips=slips, name="dx")
+    with pytest.raises(Wrong, match=r"^Over 0\."):
+        expect_close([1, nan], [1, 2], slips=slips)
+    with pytest.raises(Wrong, match=r"NaN .* at \[0\]"):
+        expect_close([nan, 2], [1, 2], slips=slips)
+    with pytest.raises(Wrong, match="Not yet"):  # near enough to the slip that is none
+        expect_close([1, 2.0025], [1, 2], tol=1e-3, why="Not yet", slips=[([1, 2.0015], "No.")])
+    with pytest.raises(Wrong, match=r"numbers are right.*length 1 too many"):
+        expect_close(torch.ones(2, 1, 3), torch.ones(2, 3))
+    with pytest.raises(Wrong, match="One number is wanted"):
+        expect_close(torch.ones(1), 1.0)
+
+
+def test_call_as_hides_the_inputs():
+    """Do inputs that would fill the sentence give way to words, and an error keep its line?"""
+    with pytest.raises(
+        Wrong, match=r"^Your function stopped with KeyError: 'b', in line"
+    ) as caught:
+        compare.call_as("a dictionary", lambda d: d["b"], {"a": 1})
+    assert caught.value.given == "a dictionary"
+    assert compare.call_as("a number", lambda n: 2 * n, 3) == 6
+    with pytest.raises(NotTried):
+        compare.call_as("a number", lambda n: ..., 3)
+
+
+FIELDS = {
+    "no dictionary": ([1], "dictionary with the keys 'a', 'b' and 'c'"),
+    "another key": ({"A": 1}, "'a' is still missing"),
+    "untouched": ({"a": ...}, "'a' is still missing"),
+    "blank": ({"a": " "}, "'a' is still missing"),
+    "a word": ({"a": "ten"}, "'a' should be one number"),
+    "two numbers": ({"a": [1, 2]}, "'a' should be one number"),
+    "NaN": ({"a": math.nan}, "'a' should be a finite number"),
+}
+
+
+@pytest.mark.parametrize(("answer", "sentence"), FIELDS.values(), ids=FIELDS)
+def test_number_field(answer, sentence):
+    """Is what is missing or no number said by name, and a field not asked for left alone?"""
+    with pytest.raises(Wrong, match=sentence):
+        answers.number_field(answer, "a", "abc")
+    assert answers.number_field({"a": "3.5", "b": ...}, "a", "abc") == 3.5
+
+
+def test_parts():
+    """Are so many things one list, and anything else a sentence with their names?"""
+    import torch
+
+    assert answers.parts((1, 2), "hc", "an x") == [1, 2]
+    for got in (torch.ones(2), [1], (1, 2, 3), "hc", 1):
+        with pytest.raises(Wrong, match=r"^Two states are wanted: h and c\.$"):
+            answers.parts(got, "hc", "an x", "states")
+    with pytest.raises(Wrong, match="h and c, as a tuple, in this order"):
+        answers.parts({"h": 1, "c": 2}, "hc", "an x")
+
+
+def test_tensor():
+    """Do lists, rows, arrays and numbers pass for a tensor, and nothing else, and not another shape?"""
+    import numpy as np
+    import torch
+
+    rows = [[1.0, 0.1], [3.0, 4.0]]
+    for got in (rows, np.array(rows), torch.tensor(rows), [torch.tensor(row) for row in rows]):
+        found = answers.tensor(got, (2, 2), "an x")
+        torch.testing.assert_close(found, torch.tensor(rows).double())
+    assert answers.tensor(2, (), "an x") == 2
+    for got in ("ab", {"a": 1}, [[1], [2, 3]], object(), [torch.ones(2), torch.ones(3)]):
+        with pytest.raises(Wrong, match=r"^A tensor of shape \(2, 2\) is wanted, and this is a"):
+            answers.tensor(got, (2, 2), "an x")
+    with pytest.raises(Wrong, match=r"^o: The shape is \(3, 2\).*axes exchanged"):
+        answers.tensor(torch.ones(3, 2), (2, 3), "an x", "o")
+
+
+def test_not_calling():
+    """Is the library's function noticed under any name, and the reader's own of that name let be?"""
+    import statistics
+
+    import torch
+
+    alias = statistics.median  # written in Python
+
+    cell = {}
+    exec("def median(values):\n    return sorted(values)[len(values) // 2]", cell)
+    before = sys.getprofile()
+    with watch.not_calling("median", "softmax", say="That is {name}."):
+        assert cell["median"]([3, 1, 2]) == 2
+    for run in (
+        lambda: alias([1]),
+        lambda: torch.ones(2).softmax(0),
+        lambda: call(lambda: alias([])),
+    ):
+        with (
+            pytest.raises(Wrong, match=r"^That is (median|softmax)\.$"),
+            watch.not_calling("median", "softmax", say="That is {name}."),
+        ):
+            run()
+    even = {"when": lambda arguments: len(arguments["data"]) == 2, "say": "Two."}
+    with watch.not_calling("median", **even):
+        alias([1])
+    with pytest.raises(Wrong, match=r"^Two\.$"), watch.not_calling("median", **even):
+        alias([1, 2])
+    with pytest.raises(Wrong, match="another"), watch.not_calling("median", say="No."):
+        raise Wrong("another matter")
+    assert sys.getprofile() is before
 
 
 def test_expect_equal():

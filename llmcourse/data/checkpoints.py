@@ -15,7 +15,7 @@ import re
 import shutil
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,7 +263,7 @@ def _write_conversion(staging: Path) -> None:
     _write(staging / "config.json", save_json(config))
 
 
-def _tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
+def _tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What transformers' AutoTokenizer wants beside tokenizer.json, so that peers read the folder."""
     tokens = metadata["tokenizer.ggml.tokens"]
     names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}

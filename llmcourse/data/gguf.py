@@ -5,7 +5,9 @@ Source: the GGUF specification, github.com/ggml-org/ggml/blob/master/docs/gguf.m
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +41,24 @@ class Gguf:
     """An open GGUF file: `metadata` as Python values, `tensors` as views into the mapped file."""
 
     path: Path
-    metadata: dict[str, Any]
+    metadata: Mapping[str, Any]
     tensors: dict[str, ReaderTensor]
+
+
+class _Metadata(Mapping[str, Any]):
+    """Values are taken out when asked for: the lists of tokens alone need seconds."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields, self._read = fields, functools.cache(lambda key: fields[key].contents())
+
+    def __getitem__(self, key: str) -> Any:
+        return self._read(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
 
 
 def read_gguf(path: str | Path) -> Gguf:
@@ -57,7 +75,7 @@ def read_gguf(path: str | Path) -> Gguf:
 
     try:
         reader = GGUFReader(path)
-        metadata = {key: value.contents() for key, value in reader.fields.items()}
+        metadata = _Metadata(reader.fields)
         tensors = {tensor.name: tensor for tensor in reader.tensors}
     except Exception as error:  # the reader trusts the file, so damage shows as any exception
         raise CourseError(
@@ -135,7 +153,7 @@ def float_weights(gguf: Gguf, config: dict[str, Any]) -> dict[str, np.ndarray]:
             values = half_split(values, config["num_attention_heads"])
         elif name.endswith("attn_k.weight"):
             values = half_split(values, config["num_key_value_heads"])
-        weights[_hugging_face_name(name, gguf.path)] = np.ascontiguousarray(values)
+        weights[hugging_face_name(name, gguf.path)] = np.ascontiguousarray(values)
     return weights
 
 
@@ -150,7 +168,8 @@ def half_split(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, HD // heads // 2, 2, C).swapaxes(1, 2).reshape(HD, C)
 
 
-def _hugging_face_name(name: str, path: Path) -> str:
+def hugging_face_name(name: str, path: Path) -> str:
+    """What Hugging Face calls a tensor of a GGUF file. Raises CourseError for one it does not have."""
     if name in _WHOLE:
         return _WHOLE[name]
     if (m := re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)) and m[2] in _IN_LAYER:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,7 +126,7 @@ class Tokenizer:
         return table
 
 
-def build_tokenizer(metadata: dict[str, Any]) -> tokenizers.Tokenizer:
+def build_tokenizer(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """A tokenizer from the metadata of a GGUF file (byte-level BPE of SmolLM or GPT-2).
 
     Source: Radford et al. 2019 (byte-level BPE); SmolLM splits numbers into digits before it.

@@ -1,14 +1,20 @@
-"""Greedy generation, one token at a time: without a cache (slow, the baseline) and with one."""
+"""Generation, one token at a time: without a cache (slow, the baseline) and with one."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
+from torch import Tensor
 
 from llmcourse.decode.cache import KVCache
 from llmcourse.errors import CourseError
 from llmcourse.models.llama import Llama
+
+
+def greedy(logits: Tensor) -> int:
+    """The most likely token of logits (V,); of equal ones the lower id."""
+    return int(logits.argmax())
 
 
 def generate_plain(
@@ -24,7 +30,7 @@ def generate_plain(
     for _ in range(max_tokens):
         with torch.inference_mode():
             hidden = model.hidden(torch.tensor([text], device=device))  # (1, S, C)
-            token = int(model.lm_head(hidden[0, -1]).argmax())
+            token = greedy(model.lm_head(hidden[0, -1]))
         if token in end_ids:
             return
         text.append(token)
@@ -32,9 +38,17 @@ def generate_plain(
 
 
 def generate_cached(
-    model: Llama, ids: list[int], *, max_tokens: int, end_ids: Collection[int] = ()
+    model: Llama,
+    ids: list[int],
+    *,
+    max_tokens: int,
+    end_ids: Collection[int] = (),
+    choose: Callable[[Tensor], int] = greedy,
 ) -> Iterator[int]:
-    """The same tokens as `generate_plain`; after the prompt a step computes one position only."""
+    """The same tokens as `generate_plain`; after the prompt a step computes one position only.
+
+    `choose` picks the next token by its logits (V,).
+    """
     device = check_prompt(model, ids, max_tokens)
     dtype = model.embed_tokens.weight.dtype
     cache = KVCache(model.config, max_tokens=len(ids) + max_tokens, dtype=dtype, device=device)
@@ -42,7 +56,7 @@ def generate_cached(
     for _ in range(max_tokens):
         with torch.inference_mode():
             hidden = model.hidden(torch.tensor([new], device=device), cache)  # (1, T, C)
-            token = int(model.lm_head(hidden[0, -1]).argmax())
+            token = choose(model.lm_head(hidden[0, -1]))
         if token in end_ids:
             return
         new = [token]

@@ -12,8 +12,7 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import Tensor
 
-from llmcourse.decode.cache import KVCache
-from llmcourse.decode.generate import check_prompt
+from llmcourse.decode.generate import generate_cached
 from llmcourse.errors import CourseError
 from llmcourse.models.llama import Llama
 
@@ -126,27 +125,20 @@ def generate_sampled(
     Yields up to `max_tokens` ids and stops before an id of `end_ids`. The same generator state
     gives the same text. Raises CourseError as `sample` and `generate_cached` do.
     """
-    device = check_prompt(model, ids, max_tokens)
-    dtype = model.embed_tokens.weight.dtype
-    cache = KVCache(model.config, max_tokens=len(ids) + max_tokens, dtype=dtype, device=device)
-    new = list(ids)
-    for _ in range(max_tokens):
-        with torch.inference_mode():
-            hidden = model.hidden(torch.tensor([new], device=device), cache)  # (1, T, C)
-            token = int(
-                sample(
-                    model.lm_head(hidden[0, -1]),
-                    temperature=temperature,
-                    top_k=top_k,
-                    top_p=top_p,
-                    min_p=min_p,
-                    generator=generator,
-                )
+
+    def choose(logits: Tensor) -> int:
+        return int(
+            sample(
+                logits,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                generator=generator,
             )
-        if token in end_ids:
-            return
-        new = [token]
-        yield token
+        )
+
+    return generate_cached(model, ids, max_tokens=max_tokens, end_ids=end_ids, choose=choose)
 
 
 _top_k, _top_p, _min_p = top_k, top_p, min_p  # where a setting has the filter's name

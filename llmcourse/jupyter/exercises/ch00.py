@@ -9,6 +9,7 @@ from itertools import combinations
 from statistics import fmean, harmonic_mean, median
 from typing import Any
 
+from llmcourse.jupyter.exercises.answers import number
 from llmcourse.jupyter.exercises.base import Exercise, Wrong, call, expect_close
 
 # --- 0.1 ------------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def _check_parameters(answer: Callable[[Any], Any]) -> None:
         "Here the heads together are not as wide as the model: use `head_dim`.": {"square": True},
     }
     for name, (sizes, expected) in _MODELS.items():
-        got = _number(call(answer, LlamaConfig(**sizes)), given=name)
+        got = number(call(answer, LlamaConfig(**sizes)), given=name)
         _name_slip(got, expected, slips, partial(parameters, sizes), given=name)
         expect_close(
             got,
@@ -140,7 +141,7 @@ def _check_limit(answer: Callable[..., Any]) -> None:
     for count, bits, gb_per_s in [(134_515_008, 32, 30), (134_515_008, 5, 30), (7e9, 16, 1008)]:
         given = f"{count:,.0f} parameters, {bits} bits, {gb_per_s} GB/s"
         expected = limit(count, bits, gb_per_s)
-        got = _number(call(answer, count, bits, gb_per_s), given=given)
+        got = number(call(answer, count, bits, gb_per_s), given=given)
         ignored = (
             {} if bits == 32 else {"The bits are an input; 32 fits only float32.": {"bits": 32}}
         )
@@ -187,7 +188,7 @@ def _check_cards(answer: Callable[..., Any]) -> None:
             "kv_bytes": kv_bytes,
         }
         expected = limit(**right)
-        got = _number(call(answer, 70e9, 4, cards, 4800, batch, kv_bytes), given=given)
+        got = number(call(answer, 70e9, 4, cards, 4800, batch, kv_bytes), given=given)
         _name_slip(got, expected, slips, partial(limit, **right), given=given)
         why = "Tokens a step times steps a second: all cards' bandwidth over the bytes of one step."
         expect_close(got, expected, given=given, why=why, tol=1e-6)
@@ -271,7 +272,7 @@ def _check_timing(answer: Callable[..., Any]) -> None:
     ]
     for given, runs, expected, slips in cases:
         machine = _Machine(runs)
-        got = _number(call(answer, *machine.functions(), len(runs)), given=given)
+        got = number(call(answer, *machine.functions(), len(runs)), given=given)
         if not machine.started:
             raise Wrong("start() was never called, so no token was timed.", given=given)
         if not math.isfinite(got) or got > 1000:
@@ -319,13 +320,6 @@ def _check_sorted(answer: Any) -> None:
 
 
 # --- shared ---------------------------------------------------------------------------------------
-
-
-def _number(got: Any, *, given: str) -> float:
-    try:
-        return float(got)
-    except (TypeError, ValueError):
-        raise Wrong("The function must return one number.", given=given, got=got) from None
 
 
 def _name_slip(

@@ -3,60 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmcourse.jupyter.exercises.answers import field, number_field, parts, tensor
 from llmcourse.jupyter.exercises.base import Exercise, Wrong, call, expect_close
-
-Variants = Sequence[tuple[str, Tensor]]
-
-
-def _tensor(got: Any, shape: Sequence[int], given: str) -> Tensor:
-    """`got` as a float64 tensor of that shape, or Wrong saying what came instead."""
-    if not isinstance(got, Tensor):
-        raise Wrong(
-            f"A torch tensor was expected, and a {type(got).__name__} came.",
-            given=given,
-            got=got,
-        )
-    if tuple(got.shape) != tuple(shape):
-        raise Wrong(
-            "The values may be right, but the shape is not.",
-            given=given,
-            expected=f"shape {tuple(shape)}",
-            got=f"shape {tuple(got.shape)}",
-        )
-    return got.detach().double()
-
-
-def _diagnose(got: Tensor, variants: Variants, given: str, tol: float = 1e-4) -> None:
-    """Raise Wrong with the sentence of the first known mistake that gives exactly `got`."""
-    for sentence, wrong in variants:
-        if torch.allclose(got, wrong.double(), rtol=tol, atol=tol, equal_nan=True):
-            raise Wrong(sentence, given=given)
-
-
-def _field(answer: Any, name: str, others: str) -> Any:
-    if not isinstance(answer, Mapping):
-        raise Wrong(f"The answer is a dictionary with the keys {others}.", got=answer)
-    value = answer.get(name, ...)
-    if value is ... or value is None:
-        raise Wrong(f"{name!r} is still missing.", expected=f"the keys {others}", got=answer)
-    return value
-
-
-def _number(value: Any, name: str) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise Wrong(f"{name!r} should be one number.", got=value) from None
-
+from llmcourse.jupyter.exercises.watch import not_calling
 
 # 1.1 Two tokens by hand ------------------------------------------------------------------------
 
@@ -77,8 +33,8 @@ def _near(a: Sequence[float], b: Sequence[float], tol: float = 0.006) -> bool:
 
 def check_by_hand(answer: Any) -> None:
     given = "q = (2, 0, 0, 0), k1 = (ln 3, 0, 5, 0), k2 = (0, 0, 0, 1), v1 = (8, 0), v2 = (0, 4)"
-    keys = "'weights' and 'output'"
-    weights = _pair(_field(answer, "weights", keys), "weights")
+    keys = ("weights", "output")
+    weights = _pair(field(answer, "weights", keys), "weights")
     odds = math.sqrt(3) / (1 + math.sqrt(3))
     slips: list[tuple[str, list[float]]] = [
         ("Those are the scores before the division by √d.", [2 * math.log(3), 0]),
@@ -97,7 +53,7 @@ def check_by_hand(answer: Any) -> None:
         raise Wrong("Weights are a distribution: they sum to 1.", given=given, got=weights)
     if not _near(weights, [0.75, 0.25]):
         raise Wrong("The weights are not right yet.", given=given, got=weights)
-    output = _pair(_field(answer, "output", keys), "output")
+    output = _pair(field(answer, "output", keys), "output")
     if _near(output, [8, 4]):
         raise Wrong("The values were added; weigh them first.", given=given, got=output)
     if _near(output, [4, 2]):
@@ -112,59 +68,50 @@ def check_by_hand(answer: Any) -> None:
 
 def check_causal(causal_attention: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     generator = torch.Generator().manual_seed(12)
-    library = F.scaled_dot_product_attention
-    used = []
-
-    def watched(*args: Any, **kwargs: Any) -> Tensor:
-        used.append(True)
-        return library(*args, **kwargs)
-
     for B, H, T, D, size in [(1, 1, 3, 4, 1), (2, 3, 5, 8, 1), (1, 2, 1, 16, 1), (1, 1, 6, 4, 200)]:
         given = f"random q, k, v of shape {(B, H, T, D)}"
         given += ", with scores above 100" if size > 1 else ""
         q, k, v = (torch.randn(B, H, T, D, generator=generator) for _ in range(3))
         q = q * size
-        with mock.patch.object(F, "scaled_dot_product_attention", watched):
-            got = _tensor(call(causal_attention, q, k, v), (B, H, T, D), given)
-        if used:
-            raise Wrong("That is SDPA itself. Build it from matrix products and a softmax.")
+        itself = "That is SDPA itself. Build it from matrix products and a softmax."
+        with not_calling("scaled_dot_product_attention", say=itself):
+            got = tensor(call(causal_attention, q, k, v), (B, H, T, D), given)
         if size > 1 and not got.isfinite().all():
             why = "It overflows: exp of a score above 88 is infinite in float32. "
             raise Wrong(why + "Take the row's maximum away first, or use softmax.", given=given)
+        if got.isnan().any():
+            diagonal = "The diagonal is masked out: token 0 sees nothing at all, and 0/0 is nan."
+            raise Wrong(diagonal + " A token may look at itself.", given=given, got="nan")
         future = torch.ones(T, T, dtype=torch.bool).triu(1)
         raw = (q @ k.mT).double()
         s = raw / D**0.5
         hidden = s.masked_fill(future, -torch.inf)
         value = v.double()
-        expected = hidden.softmax(-1) @ value
-        if torch.allclose(got, expected, rtol=1e-4, atol=1e-5):
-            continue
         seen = s.softmax(-1)
-        _diagnose(
-            got,
-            [
-                ("The scale is missing: divide the scores by √D.",
-                 raw.masked_fill(future, -torch.inf).softmax(-1) @ value),
-                ("You divided by D; the scale is √D.",
-                 (raw / D).masked_fill(future, -torch.inf).softmax(-1) @ value),
-                ("Nothing is masked: a query still sees the keys after it.", seen @ value),
-                ("The mask came after the softmax, so the rows no longer sum to 1. "
-                 "Hide the scores before the softmax.", seen.masked_fill(future, 0) @ value),
-                ("The softmax runs over the queries. Each query shares its weights out among "
-                 "the keys: the last axis.", hidden.softmax(-2) @ value),
-                ("The softmax runs over the queries, and nothing is masked: normalise over the "
-                 "keys, the last axis.", s.softmax(-2) @ value),
-                ("The scores were set to 0 where they should be hidden, and exp(0) is 1, not 0. "
-                 "Use -inf.", s.masked_fill(future, 0).softmax(-1) @ value),
-                ("The mask is upside down: each query sees only itself and what comes after.",
-                 s.masked_fill(future.T, -torch.inf).softmax(-1) @ value),
+        expect_close(
+            got, hidden.softmax(-1) @ value, given=given, tol=1e-4, why="It differs from SDPA.",
+            slips=[
+                (raw.masked_fill(future, -torch.inf).softmax(-1) @ value,
+                 "The scale is missing: divide the scores by √D."),
+                ((raw / D).masked_fill(future, -torch.inf).softmax(-1) @ value,
+                 "You divided by D; the scale is √D."),
+                (seen @ value, "Nothing is masked: a query still sees the keys after it."),
+                (seen.masked_fill(future, 0) @ value,
+                 "The mask came after the softmax, so the rows no longer sum to 1. "
+                 "Hide the scores before the softmax."),
+                (hidden.softmax(-2) @ value,
+                 "The softmax runs over the queries. Each query shares its weights out among "
+                 "the keys: the last axis."),
+                (s.softmax(-2) @ value,
+                 "The softmax runs over the queries, and nothing is masked: normalise over the "
+                 "keys, the last axis."),
+                (s.masked_fill(future, 0).softmax(-1) @ value,
+                 "The scores were set to 0 where they should be hidden, and exp(0) is 1, not 0. "
+                 "Use -inf."),
+                (s.masked_fill(future.T, -torch.inf).softmax(-1) @ value,
+                 "The mask is upside down: each query sees only itself and what comes after."),
             ],
-            given,
         )  # fmt: skip
-        if got.isnan().any():
-            diagonal = "The diagonal is masked out: token 0 sees nothing at all, and 0/0 is nan."
-            raise Wrong(diagonal + " A token may look at itself.", given=given, got="nan")
-        expect_close(got, expected, given=given, why="It differs from SDPA.", tol=1e-4)
 
 
 # 1.3 Jacobian times vector ---------------------------------------------------------------------
@@ -192,34 +139,30 @@ def check_jvp(softmax_jvp: Callable[[Tensor, Tensor], Tensor]) -> None:
         p = z.softmax(-1)
         with _Largest() as largest:
             got = call(softmax_jvp, p, t)
-        got = _tensor(got, (R, N), given)
         expected = torch.func.jvp(lambda x: x.softmax(-1), (z,), (t,))[1]
-        if not torch.allclose(got, expected, rtol=1e-6, atol=1e-9):
-            inner = (p * t).sum(-1, keepdim=True)
-            _diagnose(
-                got,
-                [
-                    ("Only the diagonal is there: a row also loses what the others gain. "
-                     "Subtract the mean of t under p.", p * t),
-                    ("The sign is turned: it is t minus its mean, not the mean minus t.",
-                     p * (inner - t)),
-                    ("The plus should be a minus: J = diag(p) − p pᵀ.", p * (t + inner)),
-                    ("You subtracted the plain mean of t. It is the mean weighted by p.",
-                     p * (t - t.mean(-1, keepdim=True))),
-                    ("The factor p in front is missing.", t - inner),
-                    ("The mean must be multiplied by p too: p times (t minus the mean).",
-                     p * t - inner),
-                    ("That is only the diagonal of J: the other entries of a row count too.",
-                     p * (1 - p) * t),
-                    ("The sum ran over all rows. Each row has a softmax of its own.",
-                     p * (t - (p * t).sum())),
-                    ("The sum ran down the columns; a softmax lives in a row.",
-                     p * (t - (p * t).sum(0, keepdim=True))),
-                ],
-                given,
-                tol=1e-7,
-            )  # fmt: skip
-            expect_close(got, expected, given=given, why="It is not J t.", tol=1e-6)
+        inner = (p * t).sum(-1, keepdim=True)
+        expect_close(
+            got, expected, given=given, tol=1e-6, why="It is not J t.",
+            slips=[
+                (p * t,
+                 "Only the diagonal is there: a row also loses what the others gain. "
+                 "Subtract the mean of t under p."),
+                (p * (inner - t),
+                 "The sign is turned: it is t minus its mean, not the mean minus t."),
+                (p * (t + inner), "The plus should be a minus: J = diag(p) − p pᵀ."),
+                (p * (t - t.mean(-1, keepdim=True)),
+                 "You subtracted the plain mean of t. It is the mean weighted by p."),
+                (t - inner, "The factor p in front is missing."),
+                (p * t - inner,
+                 "The mean must be multiplied by p too: p times (t minus the mean)."),
+                (p * (1 - p) * t,
+                 "That is only the diagonal of J: the other entries of a row count too."),
+                (p * (t - (p * t).sum()),
+                 "The sum ran over all rows. Each row has a softmax of its own."),
+                (p * (t - (p * t).sum(0, keepdim=True)),
+                 "The sum ran down the columns; a softmax lives in a row."),
+            ],
+        )  # fmt: skip
         if R == 2 and largest.numel >= N * N:
             why = "Right, but a matrix of N × N was built on the way. p * (…) needs vectors only."
             raise Wrong(why, given=given, expected=f"at most {R * N} numbers at once")
@@ -259,11 +202,8 @@ def check_merge(merge: Callable[[Block, Block], Block]) -> None:
         v = torch.randn(2 * N, D, generator=generator, dtype=torch.float64)
         a, b = _block(scores[:, :N], v[:N]), _block(scores[:, N:], v[N:])
         got = call(merge, a, b)
-        if not isinstance(got, (tuple, list)) or len(got) != 3:
-            raise Wrong("merge returns three things: m, s and o.", given=given, got=got)
-        m, s, o = (
-            _tensor(x, shape, given) for x, shape in zip(got, [(T,), (T,), (T, D)], strict=True)
-        )
+        found = zip(parts(got, "mso", given), [(T,), (T,), (T, D)], "mso", strict=True)
+        m, s, o = (tensor(x, shape, given, name) for x, shape, name in found)
         top = torch.maximum(a[0], b[0])
         one = torch.ones_like(top)
         if not torch.allclose(m, top):
@@ -317,42 +257,38 @@ def check_rope(rope: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         given = f"x of shape {(T, D)}, positions {positions}, base {base:,.0f}"
         x = torch.randn(T, D, generator=generator, dtype=torch.float64)
         at = torch.tensor(positions)
-        got = _tensor(call(rope, x, at, base), (T, D), given)
-        expected = _turn(x, at, base)
-        if torch.allclose(got, expected, rtol=1e-4, atol=1e-5):
-            continue
-        arange = torch.arange(T)
-        _diagnose(
-            got,
-            [
-                ("You turned the neighbours (0, 1), (2, 3) …, as the paper does. This model "
-                 "pairs i with i + D/2.", _turn(x, at, base, adjacent=True)),
-                ("Positions are one too many: position 0 must not turn at all. (All scores would "
-                 "agree, until they meet a key cached by another program.)",
-                 _turn(x, at + 1, base)),
-                ("Positions are one too few: position 1 turns by one step.",
-                 _turn(x, at - 1, base)),
-                ("It turns clockwise: check the sign of sin.", _turn(x, -at, base)),
-                ("The frequencies fall too slowly: pair i has base^(−2i/D).",
-                 _turn(x, at, base, power=1.0)),
-                ("The frequencies grow with i: the exponent is negative.",
-                 _turn(x, at, base, power=-2.0)),
-                ("All pairs turn at the same speed: pair i has base^(−2i/D).",
-                 _turn(x, at, base, power=0.0)),
-                ("You counted rows instead of using `positions`.", _turn(x, arange, base)),
-                ("You ignored `base`.", _turn(x, at, 10_000.0)),
-                ("D is the width of x, not 64.", _turn(x, at, base, power=2 * D / 64)),
-                ("The angles are right, the entries stand in the wrong places: put the two "
-                 "halves one after the other.",
-                 torch.stack([expected[:, : D // 2], expected[:, D // 2 :]], -1).flatten(-2)),
-                ("Nothing turned.", x),
-            ],
-            given,
-        )  # fmt: skip
+        got = tensor(call(rope, x, at, base), (T, D), given)
         if not torch.allclose(got.norm(dim=-1), x.norm(dim=-1), rtol=1e-4):
             why = "A turn keeps lengths, and yours does not: check a·cos − b·sin and b·cos + a·sin."
             raise Wrong(why, given=given, expected=x.norm(dim=-1), got=got.norm(dim=-1))
-        expect_close(got, expected, given=given, why="Some pair turns by another angle.", tol=1e-4)
+        expected, arange = _turn(x, at, base), torch.arange(T)
+        expect_close(
+            got, expected, given=given, tol=1e-4, why="Some pair turns by another angle.",
+            slips=[
+                (_turn(x, at, base, adjacent=True),
+                 "You turned the neighbours (0, 1), (2, 3) …, as the paper does. This model "
+                 "pairs i with i + D/2."),
+                (_turn(x, at + 1, base),
+                 "Positions are one too many: position 0 must not turn at all. (All scores would "
+                 "agree, until they meet a key cached by another program.)"),
+                (_turn(x, at - 1, base),
+                 "Positions are one too few: position 1 turns by one step."),
+                (_turn(x, -at, base), "It turns clockwise: check the sign of sin."),
+                (_turn(x, at, base, power=1.0),
+                 "The frequencies fall too slowly: pair i has base^(−2i/D)."),
+                (_turn(x, at, base, power=-2.0),
+                 "The frequencies grow with i: the exponent is negative."),
+                (_turn(x, at, base, power=0.0),
+                 "All pairs turn at the same speed: pair i has base^(−2i/D)."),
+                (_turn(x, arange, base), "You counted rows instead of using `positions`."),
+                (_turn(x, at, 10_000.0), "You ignored `base`."),
+                (_turn(x, at, base, power=2 * D / 64), "D is the width of x, not 64."),
+                (torch.stack([expected[:, : D // 2], expected[:, D // 2 :]], -1).flatten(-2),
+                 "The angles are right, the entries stand in the wrong places: put the two "
+                 "halves one after the other."),
+                (x, "Nothing turned."),
+            ],
+        )  # fmt: skip
 
 
 # 1.6 FLOPs and bytes ---------------------------------------------------------------------------
@@ -361,7 +297,6 @@ def check_rope(rope: Callable[[Tensor, Tensor, float], Tensor]) -> None:
 def check_cost(answer: Any) -> None:
     T, H, G, D = 8192, 9, 3, 64
     given = "one layer of SmolLM2: T = 8,192, H = 9, G = 3, D = 64, float32"
-    keys = "'flops', 'score_bytes' and 'kv_bytes'"
     right = {"flops": 4 * T * T * D * H, "score_bytes": 4 * H * T * T, "kv_bytes": 8 * G * T * D}
     slips: dict[str, list[tuple[str, float]]] = {
         "flops": [
@@ -392,7 +327,7 @@ def check_cost(answer: Any) -> None:
         ],
     }  # fmt: skip
     for name, due in right.items():
-        got = _number(_field(answer, name, keys), name)
+        got = number_field(answer, name, list(right))
         if abs(got / due - 1) < 0.02:
             continue
         for sentence, wrong in slips[name]:
@@ -408,15 +343,15 @@ def check_cost(answer: Any) -> None:
 
 
 def check_interview(answer: Any) -> None:
-    keys = "'independent', 'aligned', 'divided_by_d' and 'not_divided'"
-    independent = _number(_field(answer, "independent", keys), "independent")
+    keys = ("independent", "aligned", "divided_by_d", "not_divided")
+    independent = number_field(answer, "independent", keys)
     if independent == 1:
         why = "1 would be the variance. The standard deviation is its root."
         raise Wrong(f"independent: {why}", got=independent)
     if independent != 0.5:
         why = "add d terms of variance 1 each; the variances add, the deviations do not."
         raise Wrong(f"independent: {why}", got=independent)
-    aligned = _number(_field(answer, "aligned", keys), "aligned")
+    aligned = number_field(answer, "aligned", keys)
     if aligned == 0.5:
         why = "now every term is a square, about +1 each: nothing cancels."
         raise Wrong(f"aligned: {why}", got=aligned)
@@ -428,7 +363,7 @@ def check_interview(answer: Any) -> None:
         "not_divided": ("one-hot", "the scores spread like √d, so the largest takes all"),
     }
     for name, (due, why) in extremes.items():
-        got = str(_field(answer, name, keys)).strip().lower().replace("_", "-").replace(" ", "-")
+        got = str(field(answer, name, keys)).strip().lower().replace("_", "-").replace(" ", "-")
         if got not in ("uniform", "one-hot", "unchanged"):
             raise Wrong(f"{name}: choose 'uniform', 'one-hot' or 'unchanged'.", got=got)
         if got != due:

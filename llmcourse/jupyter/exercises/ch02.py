@@ -2,85 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llmcourse.jupyter.exercises.answers import number_field, parts
 from llmcourse.jupyter.exercises.base import Exercise, Wrong, call, expect_close
-from llmcourse.jupyter.exercises.compare import short
-
-Slips = Sequence[tuple[Any, str]]
-
+from llmcourse.jupyter.exercises.compare import Slips, call_as, short
+from llmcourse.jupyter.exercises.watch import not_calling
 
 _ASKED = "That asks autograd. Here you are autograd: use matrix products and sums only."
-
-
-@contextmanager
-def _by_hand(sentence: str = _ASKED) -> Iterator[None]:
-    """Raise Wrong if autograd is asked for the answer."""
-    asked: list[str] = []
-
-    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            asked.append(name)
-            return original(*args, **kwargs)
-
-        return run
-
-    with (
-        mock.patch.object(torch.autograd, "grad", watched("grad", torch.autograd.grad)),
-        mock.patch.object(torch.autograd, "backward", watched("backward", torch.autograd.backward)),
-    ):
-        try:
-            yield
-        except Wrong:
-            if not asked:
-                raise
-    if asked:
-        raise Wrong(sentence)
-
-
-def _tensors(got: Any, names: Sequence[str], given: str) -> list[Any]:
-    if isinstance(got, Tensor) or not isinstance(got, (tuple, list)) or len(got) != len(names):
-        wanted = f"{len(names)} tensors are wanted: {', '.join(names[:-1])} and {names[-1]}"
-        order = ", as a tuple, in this order" if isinstance(got, Mapping) else ""
-        raise Wrong(f"{wanted}{order}.", given=given, got=got)
-    return list(got)
-
-
-def _close(name: str, got: Any, expected: Tensor, given: str, slips: Slips) -> None:
-    """`expect_close`, with the name of the gradient before the sentence."""
-    try:
-        expect_close(got, expected, given=given, tol=1e-4, slips=slips)
-    except Wrong as wrong:
-        why, shape = str(wrong), getattr(got, "shape", expected.shape)
-        if shape != expected.shape and _same(got.squeeze(), expected.squeeze(), 1e-4):
-            why = (
-                f"The numbers are right, but the shape is {tuple(shape)}, and "
-                f"{tuple(expected.shape)} is wanted. Is there a keepdim=True too many?"
-            )
-        raise Wrong(f"{name}: {why}", given=given, expected=expected, got=got) from None
-
-
-def _field(answer: Any, name: str, others: str) -> float:
-    if not isinstance(answer, Mapping):
-        raise Wrong(f"The answer is a dictionary with the keys {others}.", got=answer)
-    value = answer.get(name, ...)
-    if value is ... or value is None:
-        raise Wrong(f"{name!r} is still missing.", expected=f"the keys {others}", got=answer)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise Wrong(f"{name!r} should be one number.", got=value) from None
-    if not math.isfinite(number):
-        raise Wrong(f"{name!r} should be a finite number.", got=value)
-    return number
+_by_hand = partial(not_calling, "grad", "backward", say=_ASKED)
 
 
 # 2.1 Linear layer ------------------------------------------------------------------------------
@@ -96,12 +32,12 @@ def check_linear(linear_backward: Callable[..., Any]) -> None:
         )
         with _by_hand():
             got = call(linear_backward, x, W, dy)
-        dx, dW, db = _tensors(got, ("dx", "dW", "db"), given)
+        dx, dW, db = parts(got, ("dx", "dW", "db"), given, "tensors")
         right = torch.einsum("btn,btk->nk", dy, x)
         one_each = torch.einsum("btn,btk->bnk", dy, x)
-        _close(
-            "dx", dx, torch.einsum("btn,nk->btk", dy, W), given,
-            [
+        expect_close(
+            dx, torch.einsum("btn,nk->btk", dy, W), given=given, name="dx", tol=1e-4,
+            slips=[
                 (dy @ W.T if N == K else None,
                  "The transpose is one too many: y used Wᵀ, so dy goes back through W. With a "
                  "square W the shapes do not tell."),
@@ -109,9 +45,9 @@ def check_linear(linear_backward: Callable[..., Any]) -> None:
                  "The batch is already averaged in the loss, if at all; do not divide again."),
             ],
         )  # fmt: skip
-        _close(
-            "dW", dW, right, given,
-            [
+        expect_close(
+            dW, right, given=given, name="dW", tol=1e-4,
+            slips=[
                 (right.T, "It is transposed: dW has the shape of W, (N, K)."),
                 (right / B, "The batch was averaged. If the loss is a mean, dy holds that "
                             "already; dW is a plain sum over all rows."),
@@ -125,9 +61,9 @@ def check_linear(linear_backward: Callable[..., Any]) -> None:
                  "The sums were taken before the product. Every row's dy meets its own x only."),
             ],
         )  # fmt: skip
-        _close(
-            "db", db, dy.sum((0, 1)), given,
-            [
+        expect_close(
+            db, dy.sum((0, 1)), given=given, name="db", tol=1e-4,
+            slips=[
                 (dy, "b is added to every row, so its gradient is the sum over all rows."),
                 (dy.sum(0), "The sum ran over the batch only; the positions T share b as well."),
                 (dy.sum(1), "The sum ran over the positions only; the batch shares b as well."),
@@ -230,14 +166,13 @@ def check_witness(wrong_gradients: Callable[..., Any]) -> None:
         for name, change in changes.items():
             gradients = spoilt(gradients, name, change)
         try:
-            with _by_hand(no_graph):
-                got = call(wrong_gradients, loss, weights, gradients)
-        except Wrong as wrong:  # the dictionaries would fill the sentence
+            with _by_hand(say=no_graph):
+                got = call_as(what, wrong_gradients, loss, weights, gradients)
+        except Wrong as wrong:
             text = str(wrong)
             if "has no attribute 'backward'" in text or "does not require grad" in text:
                 text = no_graph
-            stopped = text.find("our function stopped with")
-            raise Wrong("Y" + text[stopped:] if stopped > 0 else text, given=what) from None
+            raise Wrong(text, given=what) from None
         if isinstance(got, str) or not isinstance(got, Iterable):
             raise Wrong("A list of names is wanted, like ['A', 'b'].", given=what, got=got)
         named, due = set(map(str, got)), set(guilty)
@@ -355,12 +290,12 @@ def check_rms_norm(rms_norm_backward: Callable[..., Any]) -> None:
             got = call(rms_norm_backward, x, gamma, dy, **({} if default else {"eps": eps}))
         if isinstance(got, (tuple, list)) and len(got) == 3:
             raise Wrong("Two tensors are wanted, dx and dgamma: RMSNorm has no β.", given=given)
-        mine = _tensors(got, ("dx", "dgamma"), given)
+        mine = parts(got, ("dx", "dgamma"), given, "tensors")
         for name, found, right, slips in [
             ("dgamma", mine[1], dgamma, [*_dgamma_slips(x, gamma, dy, eps), (dx, _ORDER)]),
             ("dx", mine[0], dx, _dx_slips(x, gamma, dy, eps)),
         ]:
-            _close(name, found, right, given, [s for s in slips if not _same(s[0], right)])
+            expect_close(found, right, given=given, name=name, tol=1e-4, slips=slips)
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -542,7 +477,7 @@ def check_attention(attention_backward: Callable[..., Any]) -> None:
             right = torch.autograd.grad(out, (a, b, c), do)
         with _by_hand():
             got = call(attention_backward, q, k, v, do)
-        found = _tensors(got, ("dq", "dk", "dv"), given)
+        found = parts(got, ("dq", "dk", "dv"), given, "tensors")
         if any(isinstance(x, Tensor) and x.isnan().any() for x in found):
             over = (
                 "There is a nan: exp of a large score is infinite. Take the row's maximum away "
@@ -572,13 +507,7 @@ def check_attention(attention_backward: Callable[..., Any]) -> None:
                 ]:
                     mine += [(_attention_backward(q, k, v, do, forward=factor)[2], _FORWARD + why)]
             name = ("dq", "dk", "dv")[at]
-            # A slip that makes no difference here is no explanation.
-            mine = [(x, why) for x, why in mine if not _same(x, right[at])]
-            _close(name, found[at], right[at], given, mine)
-
-
-def _same(a: Tensor, b: Tensor, tol: float = 1e-9) -> bool:
-    return a.shape == b.shape and torch.allclose(a.to(b.dtype), b, rtol=1e3 * tol, atol=tol)
+            expect_close(found[at], right[at], given=given, name=name, tol=1e-4, slips=mine)
 
 
 # 2.6 Bytes kept --------------------------------------------------------------------------------
@@ -586,9 +515,9 @@ def _same(a: Tensor, b: Tensor, tol: float = 1e-9) -> bool:
 
 def check_kept(answer: Any) -> None:
     C, width, tokens = 576, 1536, 512
-    keys = "'numbers_per_token', 'bytes' and 'tokens'"
+    keys = ("numbers_per_token", "bytes", "tokens")
     right = C + 4 * width
-    got = _field(answer, "numbers_per_token", keys)
+    got = number_field(answer, "numbers_per_token", keys)
     slips = [
         (3 * width + C, "Three of the four wide pieces. Silu keeps its input, the product ∘ keeps "
                         "both factors, and down keeps what comes in."),
@@ -613,7 +542,7 @@ def check_kept(answer: Any) -> None:
         why = "that is not a sum of pieces of C and F numbers that a backward step needs."
         raise Wrong(f"numbers_per_token: {why}", got=got, **told)
     due = 4 * tokens * right
-    got = _field(answer, "bytes", keys)
+    got = number_field(answer, "bytes", keys)
     for power, sentence in [
         (4.0, "the count is right; a float32 has 4 bytes."),
         (2.0, "a float32 has 4 bytes, not 2."),
@@ -626,7 +555,7 @@ def check_kept(answer: Any) -> None:
             raise Wrong(f"bytes: {sentence}", got=got, **told)
     if abs(got / due - 1) > 0.01:
         raise Wrong("bytes: numbers a token, times tokens, times bytes a number.", got=got, **told)
-    got = _field(answer, "tokens", keys)
+    got = number_field(answer, "tokens", keys)
     even = 3 * C * width / right  # 394.97
     if abs(got / (even / 3) - 1) < 0.02:
         raise Wrong("tokens: that is one matrix. There are three.", got=got, **told)
@@ -695,9 +624,8 @@ _COSTS: dict[str, tuple[float, dict[float, str], str]] = {
 
 
 def check_twice(answer: Any) -> None:
-    keys = f"{', '.join(map(repr, list(_COSTS)[:-1]))} and {list(_COSTS)[-1]!r}"
     for name, (due, slips, nudge) in _COSTS.items():
-        got = _field(answer, name, keys)
+        got = number_field(answer, name, list(_COSTS))
         if abs(got - due) < 0.01:
             continue
         sentence = next((why for value, why in slips.items() if abs(got - value) < 0.01), nudge)

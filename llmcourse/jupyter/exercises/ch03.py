@@ -3,78 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmcourse.data.vocabulary import BOS, EOS, PAD
+from llmcourse.jupyter.exercises.answers import number_field, parts
 from llmcourse.jupyter.exercises.base import Exercise, Wrong, call, expect_close
+from llmcourse.jupyter.exercises.compare import call_as
+from llmcourse.jupyter.exercises.watch import not_calling
 
 State = tuple[Tensor, Tensor]
-
-
-@contextmanager
-def _without(
-    sentence: str,
-    *forbidden: tuple[Any, str],
-    when: Callable[[tuple[Any, ...], dict[str, Any]], bool] = lambda args, kwargs: True,
-) -> Iterator[None]:
-    """Raise Wrong with this sentence if one of the library's functions (owner, name) is called.
-
-    `when(args, kwargs)` says which calls are meant.
-    """
-    used: list[str] = []
-
-    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if when(args, kwargs):
-                used.append(name)
-            return original(*args, **kwargs)
-
-        return run
-
-    with ExitStack() as patches:
-        for owner, name in forbidden:
-            seen = watched(name, getattr(owner, name))
-            patches.enter_context(mock.patch.object(owner, name, seen))
-        try:
-            yield
-        except Wrong:
-            if not used:
-                raise
-    if used:
-        raise Wrong(sentence)
-
-
-def _two(got: Any, names: str, given: str) -> tuple[Any, Any]:
-    if isinstance(got, Tensor) or not isinstance(got, (tuple, list)) or len(got) != 2:
-        raise Wrong(f"Two things are wanted: {names}.", given=given, got=got)
-    return got[0], got[1]
-
-
-def _numbers(answer: Any, names: Sequence[str]) -> dict[str, float]:
-    """The fields of a dictionary as finite numbers; Wrong for the first that is none."""
-    keys = f"{', '.join(map(repr, names[:-1]))} and {names[-1]!r}"
-    if not isinstance(answer, Mapping):
-        raise Wrong(f"The answer is a dictionary with the keys {keys}.", got=answer)
-    found = {}
-    for name in names:
-        value = answer.get(name, ...)
-        if value is ... or value is None:
-            raise Wrong(f"{name!r} is still missing.", expected=f"the keys {keys}", got=answer)
-        try:
-            found[name] = float(value)
-        except (TypeError, ValueError):
-            raise Wrong(f"{name!r} should be one number.", got=value) from None
-        if not math.isfinite(found[name]):
-            raise Wrong(f"{name!r} should be a finite number.", got=value)
-    return found
 
 
 # 3.1 Teacher forcing ---------------------------------------------------------------------------
@@ -100,7 +42,8 @@ def _table(got: Any, name: str, rows: int, given: str) -> list[list[int]]:
 def check_shift(teach: Callable[..., Any]) -> None:
     for rows in ([[5, 6, 7], [8]], [[9]], [[4, 11], [5, 6, 7, 8, 9], [12, 5, 5]]):
         given = f"the sentences {rows}"
-        pair = _two(call(teach, rows), "what the decoder is given, and what it has to say", given)
+        two = ("what the decoder is given", "what it has to say")
+        pair = parts(call(teach, rows), two, given)
         shown, wanted = (
             _table(one, name, len(rows), given)
             for one, name in zip(pair, ("given", "wanted"), strict=True)
@@ -165,10 +108,8 @@ def check_loss(translation_loss: Callable[..., Any]) -> None:
         real = wanted != PAD
         lost = -exact.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]  # (B, T)
         right = (lost * real).sum() / real.sum()
-        with _without(
-            "`ignore_index` is the library's answer. Here, write what it does.",
-            (F, "cross_entropy"), (F, "nll_loss"), when=_leaves_filling_out,
-        ):  # fmt: skip
+        itself = "`ignore_index` is the library's answer. Here, write what it does."
+        with not_calling("cross_entropy", "nll_loss", say=itself, when=_leaves_filling_out):
             got = call(translation_loss, logits, wanted)
         if isinstance(got, Tensor) and got.numel() == 1:
             got = got.reshape(())
@@ -205,8 +146,8 @@ def check_loss(translation_loss: Callable[..., Any]) -> None:
         )  # fmt: skip
 
 
-def _leaves_filling_out(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    return kwargs.get("ignore_index", -100) == PAD
+def _leaves_filling_out(arguments: Mapping[str, Any]) -> bool:
+    return arguments.get("ignore_index") == PAD
 
 
 # 3.3 An LSTM cell ------------------------------------------------------------------------------
@@ -265,20 +206,13 @@ def check_cell(lstm_cell: Callable[..., Any]) -> None:
         shapes = [(B, E), (B, N), (B, N), (4 * N, E), (4 * N, N), (4 * N,), (4 * N,)]
         args = [torch.randn(*s, generator=generator, dtype=torch.float64) for s in shapes]
         right = torch.lstm_cell(args[0], (args[1], args[2]), *args[3:])
-        with _without(
-            "That is the library's own cell. Build it from matrix products, sigmoid and tanh.",
-            (torch, "lstm_cell"), (nn.LSTMCell, "forward"), (nn.LSTM, "forward"),
-        ):  # fmt: skip
+        itself = "That is the library's own cell. Build it from matrix products, sigmoid and tanh."
+        with not_calling("lstm_cell", "LSTMCell.forward", "LSTM.forward", say=itself):
             got = call(lstm_cell, *args)
-        pair = _two(got, "the new h and the new c", given)
+        pair = parts(got, ("the new h", "the new c"), given)
         for at in (1, 0):  # c first: h is made of it
             slips = [(_cell(*args, **how)[at], why) for how, why in _CELL_SLIPS]
-            slips = [(x, why) for x, why in slips if not torch.allclose(x, right[at])]
-            try:
-                expect_close(pair[at], right[at], given=given, tol=1e-4, slips=slips)
-            except Wrong as wrong:
-                said = f"{'hc'[at]}: {wrong}"
-                raise Wrong(said, given=given, expected=right[at], got=pair[at]) from None
+            expect_close(pair[at], right[at], given=given, name="hc"[at], tol=1e-4, slips=slips)
 
 
 # 3.4 Padded equals unpadded --------------------------------------------------------------------
@@ -350,28 +284,15 @@ def check_read(read: Callable[..., Any]) -> None:
         B, S = padding.shape
         given = f"{B} sentences of up to {S} tokens, {what}"
         x = torch.randn(B, S, 3, generator=generator)
-        try:
-            got = call(read, deepcopy(cell), x, padding)
-        except Wrong as wrong:  # the cell's description would fill the sentence
-            text = str(wrong)
-            stopped = text.find("our function stopped with")
-            raise Wrong("Y" + text[stopped:] if stopped > 0 else text, given=given) from None
-        pair = _two(got, "h and c", given)
+        got = call_as(given, read, deepcopy(cell), x, padding)
+        pair = parts(got, "hc", given)
         with torch.no_grad():
             right = _read(cell, x, padding)
             slips = {how: _read(cell, x, padding, how) for how in _READ_SLIPS}
         for at in (0, 1):
-            listed = [
-                (state[at], _READ_SLIPS[how])
-                for how, state in slips.items()
-                if not torch.allclose(state[at], right[at], atol=1e-4)
-            ]
+            listed = [(state[at], _READ_SLIPS[how]) for how, state in slips.items()]
             listed.append((right[1 - at], "The order is h, then c."))
-            try:
-                expect_close(pair[at], right[at], given=given, tol=1e-4, slips=listed)
-            except Wrong as wrong:
-                said = f"{'hc'[at]}: {wrong}"
-                raise Wrong(said, given=given, expected=right[at], got=pair[at]) from None
+            expect_close(pair[at], right[at], given=given, name="hc"[at], tol=1e-4, slips=listed)
 
 
 # 3.5 Steps that wait for one another -----------------------------------------------------------
@@ -429,8 +350,8 @@ def check_steps(answer: Any) -> None:
             70: "The source is read all at once: each of the encoder's blocks counts once.",
         },
     }
-    found = _numbers(answer, list(right))
-    for name, got in found.items():
+    for name in right:
+        got = number_field(answer, name, list(right))
         if got == right[name]:
             continue
         why = slips[name].get(got, "walk the chain: what must be finished before this can start?")
@@ -481,8 +402,8 @@ def check_interview(answer: Any) -> None:
             1: "that is the first word alone. The distances are 1, 3, 5, …",
         },
     }
-    found = _numbers(answer, list(right))
-    for name, got in found.items():
+    for name in right:
+        got = number_field(answer, name, list(right))
         if got == right[name]:
             continue
         why = slips[name].get(got, "not that. " + near[0].upper() + near[1:])

@@ -2,69 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llmcourse.jupyter.exercises.answers import field, number_field, parts, tensor
 from llmcourse.jupyter.exercises.base import Exercise, Wrong, call, expect_close
+from llmcourse.jupyter.exercises.watch import not_calling
 
-_MASK, _NO_LOSS = 4, -100
-
-
-def _without(fn: Callable[..., Any], *args: Any, names: Sequence[str]) -> Any:
-    """What the reader's function returns; Wrong if it calls a library function of these names."""
-    used: list[str] = []
-
-    def watch(frame: Any, event: str, _: Any) -> None:
-        code = frame.f_code
-        elsewhere = getattr(fn, "__code__", None)
-        if event == "call" and code.co_name in names and code is not elsewhere:
-            used.append(code.co_name)
-
-    before = sys.getprofile()
-    sys.setprofile(watch)
-    try:
-        result = call(fn, *args)
-    finally:
-        sys.setprofile(before)
-    if used:
-        raise Wrong(f"`{used[0]}` is the answer itself. Build it from sums, products and roots.")
-    return result
-
-
-def _fields(answer: Any, names: Sequence[str]) -> Mapping[str, Any]:
-    keys = ", ".join(map(repr, names))
-    if not isinstance(answer, Mapping):
-        raise Wrong(f"The answer is a dictionary with the keys {keys}.", got=answer)
-    for name in names:
-        if answer.get(name, ...) in (..., None, ""):
-            raise Wrong(f"{name!r} is still missing.", expected=f"the keys {keys}", got=answer)
-    return answer
-
-
-def _tensor(got: Any, shape: Sequence[int], given: str, name: str = "The answer") -> Tensor:
-    """`got` as a tensor of that shape, or Wrong saying what came instead."""
-    with contextlib.suppress(TypeError, ValueError, RuntimeError):
-        if isinstance(got, (list, tuple)) and all(isinstance(row, Tensor) for row in got):
-            got = torch.stack(list(got))
-        elif isinstance(got, (list, tuple, np.ndarray)):
-            got = torch.as_tensor(np.asarray(got))
-    if not isinstance(got, Tensor):
-        raise Wrong(f"{name} should be a tensor, and a {type(got).__name__} came.", given=given)
-    if tuple(got.shape) != tuple(shape):
-        raise Wrong(
-            f"{name} has another shape than is asked for.",
-            given=given,
-            expected=f"shape {tuple(shape)}",
-            got=f"shape {tuple(got.shape)}",
-        )
-    return got.detach()
+_ITSELF = "`{name}` is the answer itself. Build it from sums, products and roots."
 
 
 # 5.1 Which split is honest? ----------------------------------------------------------------------
@@ -81,15 +31,15 @@ _WHY_SPLIT = {
 
 
 def check_split(answer: Any) -> None:
-    answer = _fields(answer, tuple(_SPLITS))
     for name, right in _SPLITS.items():
-        value = str(answer[name]).strip().lower().removeprefix("leaks ")
+        said = field(answer, name, list(_SPLITS))
+        value = str(said).strip().lower().removeprefix("leaks ")
         value = {"little": "a little", "nothing": "none"}.get(value, value)
         if value not in ("much", "a little", "none"):
             why = f'For {name} choose "much", "a little" or "none".'
-            raise Wrong(why, got=answer[name])
+            raise Wrong(why, got=said)
         if value != right:
-            raise Wrong(f"{name} is not right yet. {_WHY_SPLIT[name]}", got=answer[name])
+            raise Wrong(f"{name} is not right yet. {_WHY_SPLIT[name]}", got=said)
 
 
 # 5.2 The interval of an accuracy -----------------------------------------------------------------
@@ -107,14 +57,12 @@ def _wilson(hits: int, n: int, z: float = _Z) -> tuple[float, float]:
 def check_interval(interval: Callable[[int, int], Any]) -> None:
     for hits, n in [(9, 10), (860, 1000), (10, 10), (1, 40)]:
         given = f"{hits} right of {n}"
-        names = ("wilson", "proportion_ci", "proportion_confint")
-        got = _without(interval, hits, n, names=names)
+        library = ("wilson", "BinomTestResult.proportion_ci", "proportion_confint")
+        with not_calling(*library, say=_ITSELF):
+            got = call(interval, hits, n)
         if isinstance(got, (Tensor, np.ndarray)):
             got = got.tolist()
-        if not isinstance(got, (tuple, list)) or len(got) != 2:
-            raise Wrong(
-                "Two numbers are asked for: the low and the high end.", given=given, got=got
-            )
+        got = parts(got, ("the low end", "the high end"), given, "numbers")
         p, right = hits / n, _wilson(hits, n)
         plain = math.sqrt(p * (1 - p) / n)
         middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
@@ -140,7 +88,7 @@ def check_interval(interval: Callable[[int, int], Any]) -> None:
             ((right[0] * (1 + _Z**2 / n), right[1]), "The low end is not divided by 1 + z²/n."),
             ((right[0], right[1] * (1 + _Z**2 / n)), "The high end is not divided by 1 + z²/n."),
         ]  # fmt: skip
-        expect_close(list(got), list(right), given=given, tol=6e-4, slips=slips)
+        expect_close(got, list(right), given=given, tol=6e-4, slips=slips)
 
 
 # 5.3 The mean of the real tokens -----------------------------------------------------------------
@@ -155,18 +103,17 @@ def check_pooling(mean_of_real: Callable[[Tensor, Tensor], Any]) -> None:
         if side == "left":
             padding = padding.flip(1)
         given = f"x of shape {(B, T, C)}, real tokens {list(lengths)}, filling on the {side}"
-        got = _tensor(_without(mean_of_real, x, padding, names=("masked_mean",)), (B, C), given)
+        with not_calling("masked_mean", say=_ITSELF):
+            got = call(mean_of_real, x, padding)
         real = (~padding)[..., None].float()
         n = real.sum(1)
         filling = (x * (1 - real)).sum(1) / (T - n)  # NaN where a text has none
-        if filling.isnan().any() and torch.allclose(got.float(), filling, equal_nan=True):
-            why = "That is the mean of the filling: `padding` is True where a token is not real."
-            raise Wrong(why, given=given)
         slips: list[tuple[Any, str]] = [
             (x.mean(1), "The filling is counted in. Its vectors mean nothing, yet they are not 0."),
             ((x * real).mean(1),
              "The filling is out of the sum but still in the count: you divided by T."),
             ((x * real).sum(1), "That is the sum; divide it by the number of real tokens."),
+            (filling, "That is the mean of the filling: `padding` is True where a token is not real."),
             ((x * (1 - real)).sum(1) / (T - n).clamp(min=1),
              "That is the mean of the filling: `padding` is True where a token is not real."),
             ((x * (1 - real)).mean(1),
@@ -181,6 +128,8 @@ def check_pooling(mean_of_real: Callable[[Tensor, Tensor], Any]) -> None:
 
 # 5.4 Masked tokens and their targets -------------------------------------------------------------
 
+_MASK, _NO_LOSS = 4, -100
+
 
 def check_targets(hide: Callable[[Tensor, Tensor, Tensor, Tensor], Any]) -> None:
     rng = torch.Generator().manual_seed(54)
@@ -194,10 +143,12 @@ def check_targets(hide: Callable[[Tensor, Tensor, Tensor, Tensor], Any]) -> None
         other = torch.randint(50, 90, (B, T), generator=rng)
         given = f"ids of shape {(B, T)}, {int(chosen.sum())} of them chosen"
         got = call(hide, ids, chosen, dice, other)
-        if not isinstance(got, (tuple, list)) or len(got) != 2:
-            raise Wrong("Two tensors are asked for: what is shown, and the targets.", given=given)
-        shown = _tensor(got[0], (B, T), given, "What is shown")
-        target = _tensor(got[1], (B, T), given, "The target")
+        names = ("what is shown", "the targets")
+        shown, target = (
+            tensor(one, (B, T), given, name.capitalize())
+            for one, name in zip(parts(got, names, given, "tensors"), names, strict=True)
+        )
+        ids, other = ids.double(), other.double()
         masked, swapped = chosen & (dice < 0.8), chosen & (dice >= 0.8) & (dice < 0.9)
         right = ids.masked_fill(masked, _MASK).where(~swapped, other)
         wanted = ids.masked_fill(~chosen, _NO_LOSS)
@@ -339,13 +290,8 @@ _INTERVIEW = ("encoder_s", "decoder_s", "prefix_saves", "bound", "no_labels")
 
 
 def check_interview(answer: Any) -> None:
-    answer = _fields(answer, _INTERVIEW)
-
     def near(name: str, right: float, slips: Mapping[float, str]) -> None:
-        try:
-            value = float(answer[name])
-        except (TypeError, ValueError):
-            raise Wrong(f"{name!r} should be one number.", got=answer[name]) from None
+        value = number_field(answer, name, _INTERVIEW)
         if math.isclose(value, right, rel_tol=0.03):
             return
         for wrong, why in slips.items():
@@ -372,20 +318,22 @@ def check_interview(answer: Any) -> None:
         0.5625: "Instruction over review. Take it over the whole prompt.",
         36: "A share from 0 to 1 is asked for, not percent or tokens.",
     })  # fmt: skip
-    bound = str(answer["bound"]).strip().lower()
+    said = field(answer, "bound", _INTERVIEW)
+    bound = str(said).strip().lower()
     if bound.startswith("memory"):
         why = (
             "Memory-bound is a step with one token a sequence. How many tokens does this work read "
         )
-        raise Wrong(why + "at once, and how many steps follow it?", got=answer["bound"])
+        raise Wrong(why + "at once, and how many steps follow it?", got=said)
     if not bound.startswith("comput"):
-        raise Wrong('"bound" is "compute" or "memory".', got=answer["bound"])
-    choice = str(answer["no_labels"]).strip().lower()
+        raise Wrong('"bound" is "compute" or "memory".', got=said)
+    said = field(answer, "no_labels", _INTERVIEW)
+    choice = str(said).strip().lower()
     if choice == "encoder":
         why = "Fine-tuning needs labels, and there are none yet. Which model can be told in words?"
-        raise Wrong(why, got=answer["no_labels"])
+        raise Wrong(why, got=said)
     if choice != "decoder":
-        raise Wrong('"no_labels" is "encoder" or "decoder".', got=answer["no_labels"])
+        raise Wrong('"no_labels" is "encoder" or "decoder".', got=said)
 
 
 EXERCISES = (

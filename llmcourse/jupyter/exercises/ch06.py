@@ -3,84 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from llmcourse.jupyter.exercises.base import Exercise, Wrong, call
-
-Variants = Sequence[tuple[str, Tensor]]
-_PACKAGE = str(Path(__file__).resolve().parents[2])
-
-
-def _tensor(got: Any, shape: Sequence[int], given: str) -> Tensor:
-    """`got` as a float64 tensor of that shape, or Wrong saying what came instead."""
-    if isinstance(got, (list, tuple)):
-        with suppress(TypeError, ValueError, RuntimeError):
-            got = torch.tensor(got, dtype=torch.float64)
-    if isinstance(got, (np.ndarray, np.generic)) and got.dtype.kind in "biuf":
-        got = torch.as_tensor(got)
-    if not isinstance(got, Tensor):
-        raise Wrong(
-            f"A torch tensor is wanted, and a {type(got).__name__} came.", given=given, got=got
-        )
-    if tuple(got.shape) != tuple(shape):
-        why = "The values may be right, but the shape is not."
-        expected = f"shape {tuple(shape)}"
-        raise Wrong(why, given=given, expected=expected, got=f"shape {tuple(got.shape)}")
-    return got.detach().double()
-
-
-def _diagnose(got: Tensor, right: Tensor, variants: Variants, given: str, why: str) -> None:
-    """Return where `got` is right; else raise Wrong with the sentence of the mistake that gives it."""
-    if torch.allclose(got, right, rtol=1e-4, atol=1e-5):
-        return
-    for sentence, wrong in variants:
-        same = wrong.shape == got.shape
-        if same and torch.allclose(got, wrong.double(), rtol=1e-4, atol=1e-5, equal_nan=True):
-            raise Wrong(sentence, given=given)
-    if got.isnan().any():
-        raise Wrong("There is a NaN (not a number): something was 0/0.", given=given, got=got)
-    raise Wrong(why, given=given, expected=right, got=got)
-
-
-def _field(answer: Any, name: str, keys: str) -> float:
-    if not isinstance(answer, Mapping):
-        raise Wrong(f"The answer is a dictionary with the keys {keys}.", got=answer)
-    value = answer.get(name, ...)
-    if value is ... or value is None:
-        raise Wrong(f"{name!r} is still missing.", expected=f"the keys {keys}", got=answer)
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise Wrong(f"{name!r} should be one number.", got=value) from None
-
-
-@contextmanager
-def _watching(*names: str) -> Iterator[set[str]]:
-    """Which functions of these names ran in here, of the course's and PyTorch's, however called."""
-    used: set[str] = set()
-
-    def note(frame: Any, event: str, arg: Any) -> None:
-        code = frame.f_code
-        if event == "call" and code.co_qualname in names and code.co_filename.startswith(_PACKAGE):
-            used.add(code.co_qualname)
-        elif event == "c_call" and getattr(arg, "__name__", "") in names:
-            used.add(arg.__name__)
-
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        yield used
-    finally:
-        sys.setprofile(before)
-
+from llmcourse.jupyter.exercises.answers import number_field, tensor
+from llmcourse.jupyter.exercises.base import Exercise, Wrong, call, expect_close
+from llmcourse.jupyter.exercises.watch import not_calling
 
 # 6.1 RMSNorm -----------------------------------------------------------------------------------
 
@@ -96,54 +27,51 @@ def check_rms_norm(rms_norm: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         given = f"x of shape {shape}, entries {shift:g} ± {size:g}, eps = {eps}"
         x = size * torch.randn(shape, generator=generator) + shift
         weight = torch.rand(shape[-1], generator=generator) + 0.5
-        with _watching("rms_norm", "RMSNorm.forward") as used:
+        itself = "That is the library's own. Write it from a square, a mean and a root."
+        with not_calling("rms_norm", "RMSNorm.forward", say=itself):
             got = call(rms_norm, x, weight, eps)
-        if used:
-            raise Wrong("That is the library's own. Write it from a square, a mean and a root.")
-        got = _tensor(got, shape, given)
         x, weight = x.double(), weight.double()
         square = x.pow(2)
         centred = x - x.mean(-1, keepdim=True)
         right = weight * x / (square.mean(-1, keepdim=True) + eps).sqrt()
         by_first = square.mean(0, keepdim=True)
-        _diagnose(
-            got,
-            right,
-            [
-                ("The mean was subtracted: that is LayerNorm. RMSNorm leaves the mean in.",
-                 weight * centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt()),
-                ("The mean was subtracted above the line, and not below. It stays in both.",
-                 weight * centred / (square.mean(-1, keepdim=True) + eps).sqrt()),
-                ("x was divided by its standard deviation, which subtracts the mean.",
-                 weight * x / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt()),
-                ("eps stands outside the root. It is added to the mean of squares, before the root.",
-                 weight * x / (square.mean(-1, keepdim=True).sqrt() + eps)),
-                ("eps is missing: a row of zeros would be 0/0.",
-                 weight * x / square.mean(-1, keepdim=True).sqrt()),
-                ("eps is not used: another came in.",
-                 weight * x / (square.mean(-1, keepdim=True) + 1e-5).sqrt()),
-                ("The variance took the place of the mean square: it subtracts the mean first.",
-                 weight * x / (x.var(-1, keepdim=True) + eps).sqrt()),
-                ("You multiplied by the root; divide.",
-                 weight * x * (square.mean(-1, keepdim=True) + eps).sqrt()),
-                ("The mean ran over axis 1. A token's entries are the *last* axis, -1.",
-                 weight * x / (square.mean(1, keepdim=True) + eps).sqrt()),
-                ("eps was squared on its way: it is added as it is.",
-                 weight * x / (square.mean(-1, keepdim=True) + eps**2).sqrt()),
-                ("The weight is missing.", right / weight),
-                ("The weight is used as 1 + weight. (Some models store it so; this one does not.)",
-                 right / weight * (1 + weight)),
-                ("That divides by the length of x, the root of the sum of squares; the mean is "
-                 "wanted.", weight * x / (square.sum(-1, keepdim=True) + eps).sqrt()),
-                ("The root is missing: x was divided by its mean square.",
-                 weight * x / (square.mean(-1, keepdim=True) + eps)),
-                ("The mean ran over all entries at once. Each token has its own: the last axis.",
-                 weight * x / (square.mean() + eps).sqrt()),
-                ("The mean ran over the wrong axis; a token's entries are the last one.",
-                 weight * x / (by_first + eps).sqrt()),
+        expect_close(
+            got, right, given=given, tol=1e-4,
+            why="Some entries differ. Square, mean over the last axis, add eps, root, divide, weight.",
+            slips=[
+                (weight * centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt(),
+                 "The mean was subtracted: that is LayerNorm. RMSNorm leaves the mean in."),
+                (weight * centred / (square.mean(-1, keepdim=True) + eps).sqrt(),
+                 "The mean was subtracted above the line, and not below. It stays in both."),
+                (weight * x / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt(),
+                 "x was divided by its standard deviation, which subtracts the mean."),
+                (weight * x / (square.mean(-1, keepdim=True).sqrt() + eps),
+                 "eps stands outside the root. It is added to the mean of squares, before the root."),
+                (weight * x / square.mean(-1, keepdim=True).sqrt(),
+                 "eps is missing: a row of zeros would be 0/0."),
+                (weight * x / (square.mean(-1, keepdim=True) + 1e-5).sqrt(),
+                 "eps is not used: another came in."),
+                (weight * x / (x.var(-1, keepdim=True) + eps).sqrt(),
+                 "The variance took the place of the mean square: it subtracts the mean first."),
+                (weight * x * (square.mean(-1, keepdim=True) + eps).sqrt(),
+                 "You multiplied by the root; divide."),
+                (weight * x / (square.mean(1, keepdim=True) + eps).sqrt(),
+                 "The mean ran over axis 1. A token's entries are the *last* axis, -1."),
+                (weight * x / (square.mean(-1, keepdim=True) + eps**2).sqrt(),
+                 "eps was squared on its way: it is added as it is."),
+                (right / weight, "The weight is missing."),
+                (right / weight * (1 + weight),
+                 "The weight is used as 1 + weight. (Some models store it so; this one does not.)"),
+                (weight * x / (square.sum(-1, keepdim=True) + eps).sqrt(),
+                 "That divides by the length of x, the root of the sum of squares; the mean is "
+                 "wanted."),
+                (weight * x / (square.mean(-1, keepdim=True) + eps),
+                 "The root is missing: x was divided by its mean square."),
+                (weight * x / (square.mean() + eps).sqrt(),
+                 "The mean ran over all entries at once. Each token has its own: the last axis."),
+                (weight * x / (by_first + eps).sqrt(),
+                 "The mean ran over the wrong axis; a token's entries are the last one."),
             ],
-            given,
-            "Some entries differ. Square, mean over the last axis, add eps, root, divide, weight.",
         )  # fmt: skip
 
 
@@ -156,36 +84,35 @@ def check_grouped(grouped_scores: Callable[[Tensor, Tensor], Tensor]) -> None:
         given = f"q of shape {(B, H, T, D)}, k of shape {(B, G, S, D)}"
         q = torch.randn(B, H, T, D, generator=generator)
         k = torch.randn(B, G, S, D, generator=generator)
-        got = _tensor(call(grouped_scores, q, k), (B, H, T, S), given)
+        got = tensor(call(grouped_scores, q, k), (B, H, T, S), given)
         q, k = q.double(), k.double()
         per = H // G
         keys = torch.stack([k[:, h // per] for h in range(H)], 1)  # head by head
         tiled = torch.stack([k[:, h % G] for h in range(H)], 1)
         right = q @ keys.mT / D**0.5
         hidden = (got < -1e4) & torch.ones(T, S, dtype=torch.bool).triu(1)
-        _diagnose(
-            got,
-            right,
-            [
-                ("The key heads are dealt out in turn: 0 1 0 1 0 1. Neighbours share a key head: "
-                 "0 0 0 1 1 1. Shapes cannot tell the two apart.", q @ tiled.mT / D**0.5),
-                ("The scale is missing: the scores are divided by √D.", q @ keys.mT),
-                ("The key heads are dealt out in turn, and the scale is missing too.",
-                 q @ tiled.mT),
-                ("You divided by D; the scale is √D.", q @ keys.mT / D),
-                ("You multiplied by √D; divide.", q @ keys.mT * D**0.5),
-                ("All query heads got the first key head.", q @ k[:, :1].mT / D**0.5),
-                ("The key heads were averaged; each group has its own.",
-                 q @ k.mean(1, keepdim=True).mT / D**0.5),
-                ("The key heads run backwards: the first query heads share key head 0.",
-                 q @ keys.flip(1).mT / D**0.5),
-                ("No mask here: every query may look at every key.",
-                 torch.where(hidden, got, right)),
-                ("The softmax is too early: scores are wanted.", right.softmax(-1)),
-                ("Queries and keys are exchanged: rows are queries, columns are keys.", right.mT),
+        expect_close(
+            got, right, given=given, tol=1e-4,
+            why="Some score is another. Query head h reads key head h // (H / G); the scale is 1/√D.",
+            slips=[
+                (q @ tiled.mT / D**0.5,
+                 "The key heads are dealt out in turn: 0 1 0 1 0 1. Neighbours share a key head: "
+                 "0 0 0 1 1 1. Shapes cannot tell the two apart."),
+                (q @ keys.mT, "The scale is missing: the scores are divided by √D."),
+                (q @ tiled.mT,
+                 "The key heads are dealt out in turn, and the scale is missing too."),
+                (q @ keys.mT / D, "You divided by D; the scale is √D."),
+                (q @ keys.mT * D**0.5, "You multiplied by √D; divide."),
+                (q @ k[:, :1].mT / D**0.5, "All query heads got the first key head."),
+                (q @ k.mean(1, keepdim=True).mT / D**0.5,
+                 "The key heads were averaged; each group has its own."),
+                (q @ keys.flip(1).mT / D**0.5,
+                 "The key heads run backwards: the first query heads share key head 0."),
+                (torch.where(hidden, got, right),
+                 "No mask here: every query may look at every key."),
+                (right.softmax(-1), "The softmax is too early: scores are wanted."),
+                (right.mT, "Queries and keys are exchanged: rows are queries, columns are keys."),
             ],
-            given,
-            "Some score is another. Query head h reads key head h // (H / G); the scale is 1/√D.",
         )  # fmt: skip
 
 
@@ -197,11 +124,9 @@ def check_halves(to_halves: Callable[[Tensor, int], Tensor]) -> None:
         HD = heads * D
         given = f"rows of shape {(HD, C)}, {heads} head{'s' if heads > 1 else ''} of {D} rows"
         rows = torch.arange(HD * C, dtype=torch.float32).view(HD, C)
-        with _watching("half_split") as used:
+        itself = "That calls the course's converter. Reorder the rows yourself."
+        with not_calling("half_split", say=itself):
             got = call(to_halves, rows, heads)
-        if used:
-            raise Wrong("That calls the course's converter. Reorder the rows yourself.")
-        got = _tensor(got, (HD, C), given)
         each = rows.double().view(heads, D, C)
         right = torch.cat([each[:, 0::2], each[:, 1::2]], 1).reshape(HD, C)
         back = torch.stack([each[:, : D // 2], each[:, D // 2 :]], 2).reshape(HD, C)
@@ -209,26 +134,25 @@ def check_halves(to_halves: Callable[[Tensor, int], Tensor]) -> None:
         only_first = torch.cat([right[:D], rows[D:].double()])
         swapped = torch.cat([each[:, 1::2], each[:, 0::2]], 1).reshape(HD, C)
         order = torch.cat([torch.arange(0, HD, 2), torch.arange(1, HD, 2)])
-        _diagnose(
-            got,
-            right,
-            [
-                ("That is the way back, from halves to neighbours. The file has neighbours: row 1 "
-                 "must go to row D/2 of its head.", back),
-                ("The whole matrix was sorted at once, so heads lost rows to each other. Do it "
-                 "within each head.", whole),
-                ("Only the first head was sorted.", only_first),
-                ("The second halves came first: row 0 stays row 0.", swapped),
-                ("Nothing moved.", rows),
-                ("The columns were sorted. What turns together are rows: entries of q, not of x.",
-                 torch.cat([rows[:, 0::2], rows[:, 1::2]], 1)),
-                ("The heads were exchanged with what is inside them; cut into heads first.",
-                 each.transpose(0, 1).reshape(HD, C)),
-                ("Where row i goes and where it comes from are mixed up.",
-                 rows[order.argsort()]),
+        expect_close(
+            got, right, given=given, tol=1e-4,
+            why="Some row is not where it should be. Write down the order for one head of 6 rows.",
+            slips=[
+                (back,
+                 "That is the way back, from halves to neighbours. The file has neighbours: row 1 "
+                 "must go to row D/2 of its head."),
+                (whole,
+                 "The whole matrix was sorted at once, so heads lost rows to each other. Do it "
+                 "within each head."),
+                (only_first, "Only the first head was sorted."),
+                (swapped, "The second halves came first: row 0 stays row 0."),
+                (rows, "Nothing moved."),
+                (torch.cat([rows[:, 0::2], rows[:, 1::2]], 1),
+                 "The columns were sorted. What turns together are rows: entries of q, not of x."),
+                (each.transpose(0, 1).reshape(HD, C),
+                 "The heads were exchanged with what is inside them; cut into heads first."),
+                (rows[order.argsort()], "Where row i goes and where it comes from are mixed up."),
             ],
-            given,
-            "Some row is not where it should be. Write down the order for one head of 6 rows.",
         )  # fmt: skip
 
 
@@ -237,7 +161,6 @@ def check_halves(to_halves: Callable[[Tensor, int], Tensor]) -> None:
 
 def check_parts(answer: Any) -> None:
     given = "C = 2,048, F = 8,192, L = 16, H = 32, G = 8, D = 64, V = 128,256, tied head"
-    keys = "'embedding', 'attention', 'feed_forward' and 'prompt_token'"
     C, F, L, H, G, D, V = 2048, 8192, 16, 32, 8, 64, 128_256
     table, attention, ffn = V * C, L * (2 * C * H * D + 2 * C * G * D), L * 3 * C * F
     due = {
@@ -273,13 +196,13 @@ def check_parts(answer: Any) -> None:
             ("The feed-forward part is read as well.", attention),
         ],
     }  # fmt: skip
-    factors = [_field(answer, name, keys) * 1e6 / count for name, count in due.items()]
+    factors = [number_field(answer, name, list(due)) * 1e6 / count for name, count in due.items()]
     for size in (2, 4, 2 / 1.048576, 4 / 1.048576):  # bytes in megabytes or in MiB
         if all(abs(f / size - 1) < 0.015 for f in factors):
             why = f"All four are {size:.3g} times too large. Bytes? Parameters are wanted."
             raise Wrong(why, given=given, got=answer)
     for name, count in due.items():
-        got = _field(answer, name, keys)
+        got = number_field(answer, name, list(due))
         if abs(got * 1e6 / count - 1) < 0.015:
             continue
         for sentence, wrong in slips[name]:
@@ -309,11 +232,9 @@ def check_nucleus(nucleus: Callable[[Tensor, float], Tensor]) -> None:
     ]:
         given = f"p = {weights}, share = {share}"
         p = torch.tensor(weights)
-        with _watching("top_p", "filtered", "sample") as used:
+        itself = "That calls the course's own filter. Sort, add up, cut."
+        with not_calling("top_p", "filtered", "sample", say=itself):
             got = call(nucleus, p, share)
-        if used:
-            raise Wrong("That calls the course's own filter. Sort, add up, cut.")
-        got = _tensor(got, (len(p),), given)
         p = p.double()
         ordered, order = p.sort(descending=True)
         before = ordered.cumsum(0) - ordered
@@ -326,38 +247,38 @@ def check_nucleus(nucleus: Callable[[Tensor, float], Tensor]) -> None:
         up = up.scatter(0, rising.indices, rising.values.cumsum(0) <= share)
         right = _cut(p, inside)
         zero = torch.zeros_like(p)
-        _diagnose(
-            got,
-            right,
-            [
-                ("The token that crosses the share is left out, so less than the share is kept "
-                 "(and nothing at all where the first token is larger).", _cut(p, short)),
-                ("The token that crosses the share is left out.", torch.where(short, p, zero)),
-                ("Not sorted: the sum ran in the order of the ids.",
-                 _cut(p, p.cumsum(0) - p < share)),
-                ("Not sorted, and the token that crosses is left out.",
-                 _cut(p, p.cumsum(0) <= share)),
-                ("Sorted from the smallest: that keeps the tail.", _cut(p, up)),
-                ("The right tokens, but they do not sum to 1: divide by what is left.",
-                 torch.where(inside, p, zero)),
-                ("The right tokens, made equally likely: keep their proportions.",
-                 _cut(torch.ones_like(p), inside)),
-                ("One token too many: stop once the share is reached.", _cut(p, more)),
-                ("A softmax of probabilities: divide by their sum instead.",
-                 torch.where(inside, p, torch.full_like(p, -torch.inf)).softmax(0)),
-                ("The values came back in sorted order; each belongs at its own id.",
-                 _cut(ordered, before < share)),
-                ("Each token was compared with the share alone; the sum of the likelier ones "
-                 "decides.", _cut(p, p >= share)),
-                ("That compares each token with a part of the largest: min-p, another filter.",
-                 _cut(p, p >= share * p.max())),
-                ("Nothing was cut.", p),
+        expect_close(
+            got, right, given=given, tol=1e-4,
+            why="Keep the likeliest tokens until their sum reaches the share, then divide by the sum.",
+            slips=[
+                (_cut(p, short),
+                 "The token that crosses the share is left out, so less than the share is kept "
+                 "(and nothing at all where the first token is larger)."),
+                (torch.where(short, p, zero), "The token that crosses the share is left out."),
+                (_cut(p, p.cumsum(0) - p < share),
+                 "Not sorted: the sum ran in the order of the ids."),
+                (_cut(p, p.cumsum(0) <= share),
+                 "Not sorted, and the token that crosses is left out."),
+                (_cut(p, up), "Sorted from the smallest: that keeps the tail."),
+                (torch.where(inside, p, zero),
+                 "The right tokens, but they do not sum to 1: divide by what is left."),
+                (_cut(torch.ones_like(p), inside),
+                 "The right tokens, made equally likely: keep their proportions."),
+                (_cut(p, more), "One token too many: stop once the share is reached."),
+                (torch.where(inside, p, torch.full_like(p, -torch.inf)).softmax(0),
+                 "A softmax of probabilities: divide by their sum instead."),
+                (_cut(ordered, before < share),
+                 "The values came back in sorted order; each belongs at its own id."),
+                (_cut(p, p >= share),
+                 "Each token was compared with the share alone; the sum of the likelier ones "
+                 "decides."),
+                (_cut(p, p >= share * p.max()),
+                 "That compares each token with a part of the largest: min-p, another filter."),
+                (p, "Nothing was cut."),
             ],
-            given,
-            "Keep the likeliest tokens until their sum reaches the share, then divide by the sum.",
         )  # fmt: skip
     given = "p = four times 0.25, share = 0.5"
-    got = _tensor(call(nucleus, torch.full((4,), 0.25), 0.5), (4,), given).sort().values
+    got = tensor(call(nucleus, torch.full((4,), 0.25), 0.5), (4,), given).sort().values
     if not torch.allclose(got, torch.tensor([0.0, 0.0, 0.5, 0.5], dtype=torch.float64)):
         raise Wrong(
             "Equal tokens: the smallest set has two of the four, either two. Cut by place in the "
@@ -379,7 +300,6 @@ def check_perplexity(perplexity_of: Callable[[Tensor, Tensor, Tensor], float]) -
         ids = torch.randint(V, (B, T), generator=generator)
         real = torch.arange(T) < torch.tensor(lengths)[:, None]  # (B, T)
         got = call(perplexity_of, logits, ids, real)
-        value = _tensor(torch.as_tensor(got) if isinstance(got, (int, float)) else got, (), given)
         log_p = logits.double().log_softmax(-1)
         loss = -log_p[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]  # (B, T - 1)
         same = -log_p.gather(-1, ids[..., None])[..., 0]
@@ -388,41 +308,44 @@ def check_perplexity(perplexity_of: Callable[[Tensor, Tensor, Tensor], float]) -
         rows = torch.stack([row[keep].mean() for row, keep in zip(loss, counts, strict=True)])
         back = -log_p[:, 1:].gather(-1, ids[:, :-1, None])[..., 0]  # places 1 … speak of 0 …
         raw = -logits.double()[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
-        _diagnose(
-            value,
-            mean.exp(),
-            [
-                ("Each token was scored by the logits at its own place, which have already read "
-                 "it. The logits at t are about token t + 1.", same[real].mean().exp()),
-                ("No shift, and the padding was counted as well.", same.mean().exp()),
-                ("Shifted the wrong way: the logits at t were asked for token t - 1, and are about "
-                 "token t + 1.", back[counts].mean().exp()),
-                ("Shifted the wrong way: the logits at t were asked for token t - 1, and are about "
-                 "token t + 1.", back[real[:, :-1]].mean().exp()),
-                ("Shifted the wrong way, and the padding was counted.", back.mean().exp()),
-                ("The padding's losses were set to 0, and its places counted all the same: divide "
-                 "by the number of *real* ones.", (loss * counts).mean().exp()),
-                ("The padding was counted: only real tokens are scored.", loss.mean().exp()),
-                ("The mask is one place off: ask whether the *predicted* token is real.",
-                 loss[real[:, :-1]].mean().exp()),
-                ("That is the mean loss; its exponential is the perplexity.", mean),
-                ("That is the loss in bits; the perplexity is 2 to that power.",
-                 mean / math.log(2)),
-                ("Bases are mixed: the loss is in nats, so the base is e, not 2.", 2**mean),
-                ("Bases are mixed: e to the power of bits.", (mean / math.log(2)).exp()),
-                ("The mean of the texts' perplexities is another number: take the mean loss of all "
-                 "tokens first.", rows.exp().mean()),
-                ("Each text counted the same, long or short. Each token counts the same.",
-                 rows.mean().exp()),
-                ("Divided by all tokens; the first of each text is not scored.",
-                 (loss[counts].sum() / real.sum()).exp()),
-                ("The sum of losses was not divided by their number.", loss[counts].sum().exp()),
-                ("Logits are no log-probabilities: a log-softmax is missing.",
-                 raw[counts].mean().exp()),
-                ("The sign is turned: that is the inverse.", (-mean).exp()),
+        expect_close(
+            got, mean.exp(), given=given, tol=1e-4,
+            why="Not yet. Shift by one, keep the real tokens, take the mean of −log p, then exp.",
+            slips=[
+                (same[real].mean().exp(),
+                 "Each token was scored by the logits at its own place, which have already read "
+                 "it. The logits at t are about token t + 1."),
+                (same.mean().exp(), "No shift, and the padding was counted as well."),
+                (back[counts].mean().exp(),
+                 "Shifted the wrong way: the logits at t were asked for token t - 1, and are about "
+                 "token t + 1."),
+                (back[real[:, :-1]].mean().exp(),
+                 "Shifted the wrong way: the logits at t were asked for token t - 1, and are about "
+                 "token t + 1."),
+                (back.mean().exp(), "Shifted the wrong way, and the padding was counted."),
+                ((loss * counts).mean().exp(),
+                 "The padding's losses were set to 0, and its places counted all the same: divide "
+                 "by the number of *real* ones."),
+                (loss.mean().exp(), "The padding was counted: only real tokens are scored."),
+                (loss[real[:, :-1]].mean().exp(),
+                 "The mask is one place off: ask whether the *predicted* token is real."),
+                (mean, "That is the mean loss; its exponential is the perplexity."),
+                (mean / math.log(2),
+                 "That is the loss in bits; the perplexity is 2 to that power."),
+                (2**mean, "Bases are mixed: the loss is in nats, so the base is e, not 2."),
+                ((mean / math.log(2)).exp(), "Bases are mixed: e to the power of bits."),
+                (rows.exp().mean(),
+                 "The mean of the texts' perplexities is another number: take the mean loss of all "
+                 "tokens first."),
+                (rows.mean().exp(),
+                 "Each text counted the same, long or short. Each token counts the same."),
+                ((loss[counts].sum() / real.sum()).exp(),
+                 "Divided by all tokens; the first of each text is not scored."),
+                (loss[counts].sum().exp(), "The sum of losses was not divided by their number."),
+                (raw[counts].mean().exp(),
+                 "Logits are no log-probabilities: a log-softmax is missing."),
+                ((-mean).exp(), "The sign is turned: that is the inverse."),
             ],
-            given,
-            "Not yet. Shift by one, keep the real tokens, take the mean of −log p, then exp.",
         )  # fmt: skip
 
 

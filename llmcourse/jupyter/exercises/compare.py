@@ -9,13 +9,13 @@ import math
 import re
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 _PACKAGE = str(Path(__file__).resolve().parents[2])
-_LIBRARIES = tuple({sysconfig.get_path(n) for n in ("stdlib", "purelib", "platlib")} | {_PACKAGE})
+LIBRARIES = tuple({sysconfig.get_path(n) for n in ("stdlib", "purelib", "platlib")} | {_PACKAGE})
 
 # Sentences that fit any exercise. A check owes its typical mistakes better ones.
 GENERIC = (
@@ -28,6 +28,10 @@ GENERIC = (
     "The values differ",
     "is wanted, and this is",
 )
+
+
+# What a check knows a typical mistake by: the value it gives, and the sentence that helps.
+Slips: TypeAlias = Iterable[tuple[Any, str]]
 
 
 class Wrong(Exception):
@@ -79,6 +83,16 @@ def call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return result
 
 
+def call_as(given: str, fn: Callable[..., Any], *args: Any) -> Any:
+    """`call`, with words of its own for inputs that would fill the sentence: a model, a dictionary."""
+    try:
+        return call(fn, *args)
+    except Wrong as wrong:
+        text = str(wrong)
+        stopped = text.find("our function stopped with")
+        raise Wrong("Y" + text[stopped:] if stopped > 0 else text, given=given) from None
+
+
 def expect_close(
     got: Any,
     expected: Any,
@@ -86,47 +100,22 @@ def expect_close(
     given: Any = None,
     why: str = "",
     tol: float = 1e-6,
-    slips: Iterable[tuple[Any, str]] = (),
+    slips: Slips = (),
+    name: str = "",
 ) -> None:
     """Raise Wrong unless `got` is a number or array of numbers near `expected`.
 
     Near means |got − expected| ≤ tol · max(1, |expected|), element by element. Where the two differ
     and `got` is near the value of one of the `slips` (value, sentence), that sentence is said;
-    else `why`; else the largest difference and where it is.
+    else `why`; else the largest difference and where it is. A slip that makes no difference here
+    is no explanation, and one that gives NaN is found by its NaN. `name` says which of several
+    values it is about.
     """
-    told = {"given": given, "expected": expected, "got": got}
-    got_array, expected_array = _numbers(got, told), _numbers(expected, told)
-    import numpy as np
-
-    if got_array.shape != expected_array.shape:
-        for value, sentence in slips:
-            if _near(got_array, value, tol):
-                raise Wrong(sentence, **told)
-        raise Wrong(_shape_sentence(got_array, expected_array), **told)
-    odd = np.isnan(got_array) & ~np.isnan(expected_array)
-    if odd.any():
-        raise Wrong(
-            f"There is a NaN (not a number){_where(odd)}: something divided 0 by 0, or ∞ by ∞.",
-            **told,
-        )
-    if _near(got_array, expected_array, tol):
-        return
-    for value, sentence in slips:
-        if _near(got_array, value, tol):
-            raise Wrong(sentence, **told)
-    if why:
-        raise Wrong(why, **told)
-    if got_array.ndim == 0:
-        raise Wrong("That is not the value.", **told)
-    with np.errstate(invalid="ignore"):
-        gap = np.nan_to_num(np.abs(got_array - expected_array), nan=np.inf)
-    worst = np.unravel_index(int(gap.argmax()), gap.shape)
-    place = _index(worst)
-    raise Wrong(
-        f"The values differ, most at {place}: {short(got_array[worst].item())} came, "
-        f"{short(expected_array[worst].item())} was due.",
-        **told,
-    )
+    try:
+        _compare(got, expected, why, tol, slips)
+    except Wrong as wrong:
+        said = f"{name}: {wrong}" if name else str(wrong)
+        raise Wrong(said, given=given, expected=expected, got=got) from None
 
 
 def expect_equal(
@@ -135,7 +124,7 @@ def expect_equal(
     *,
     given: Any = None,
     why: str = "",
-    slips: Iterable[tuple[Any, str]] = (),
+    slips: Slips = (),
 ) -> None:
     """Raise Wrong unless `got` equals `expected` exactly: for words, orders and whole numbers."""
     if isinstance(got, tuple) and isinstance(expected, list):
@@ -154,6 +143,18 @@ def expect_equal(
     if type(got) is not type(expected) and not isinstance(got, (int, float)):
         raise Wrong(f"{_capital(a(expected))} is wanted, and this is {a(got)}.", **told)
     raise Wrong("That is not it.", **told)
+
+
+def shape_sentence(got: Sequence[int], expected: Sequence[int]) -> str:
+    """What to say where a shape is not the one asked for."""
+    got, expected = tuple(got), tuple(expected)
+    if not got:
+        return f"One number came where an array of shape {expected} is wanted."
+    if not expected:
+        return f"One number is wanted, and an array of shape {got} came."
+    turned = len(got) == len(expected) and sorted(got) == sorted(expected)
+    extra = " Are two axes exchanged?" if turned else ""
+    return f"The shape is {got}, and {expected} is wanted.{extra}"
 
 
 def inputs(*args: Any, **kwargs: Any) -> str:
@@ -225,7 +226,7 @@ def reader_line(error: BaseException, fn: Any = None) -> str:
     """ ", in line 3 of your cell: `…`" for the deepest line of the reader's own code, or ""."""
     own = getattr(getattr(fn, "__code__", None), "co_filename", None)
     for frame in reversed(traceback.extract_tb(_tb(error))):
-        if frame.filename != own and frame.filename.startswith(_LIBRARIES):
+        if frame.filename != own and frame.filename.startswith(LIBRARIES):
             continue
         if frame.filename.startswith("<frozen"):
             continue
@@ -267,14 +268,47 @@ def _all_dots(result: Any) -> bool:
     return isinstance(result, (tuple, list)) and len(result) > 0 and all(v is ... for v in result)
 
 
-def _numbers(value: Any, told: dict[str, Any]) -> Any:
+def _compare(got: Any, expected: Any, why: str, tol: float, slips: Slips) -> None:
+    """What `expect_close` does, the sentence alone."""
+    import numpy as np
+
+    mine, due = _numbers(got, expected), _numbers(expected, expected)
+    if _near(mine, due, tol):
+        return
+    if due.ndim and mine.shape != due.shape and _near(mine.squeeze(), due.squeeze(), tol):
+        more = " Is an axis of length 1 too many, by keepdim=True?" if mine.ndim > due.ndim else ""
+        raise Wrong(f"The numbers are right. {shape_sentence(mine.shape, due.shape)}{more}")
+    for value, sentence in slips:
+        if _near(mine, value, tol) and not _near(due, value, tol):
+            raise Wrong(sentence)
+    if mine.shape != due.shape:
+        raise Wrong(shape_sentence(mine.shape, due.shape))
+    odd = np.isnan(mine) & ~np.isnan(due)
+    if odd.any():
+        raise Wrong(
+            f"There is a NaN (not a number){_where(odd)}: something divided 0 by 0, or ∞ by ∞."
+        )
+    if why:
+        raise Wrong(why)
+    if mine.ndim == 0:
+        raise Wrong("That is not the value.")
+    with np.errstate(invalid="ignore"):
+        gap = np.nan_to_num(np.abs(mine - due), nan=np.inf)
+    worst = np.unravel_index(int(gap.argmax()), gap.shape)
+    raise Wrong(
+        f"The values differ, most at {_index(worst)}: {short(mine[worst].item())} came, "
+        f"{short(due[worst].item())} was due."
+    )
+
+
+def _numbers(value: Any, expected: Any) -> Any:
     """The value as a float64 array; raises Wrong if it is not made of numbers."""
     import numpy as np
 
     if isinstance(value, (bool, str, bytes, dict, set)) or value is None or callable(value):
-        wanted = "A number" if np.ndim(told["expected"]) == 0 else "An array of numbers"
+        wanted = "A number" if np.ndim(expected) == 0 else "An array of numbers"
         extra = " Take the quotation marks away." if isinstance(value, str) else ""
-        raise Wrong(f"{wanted} is wanted, and this is {a(value)}.{extra}", **told)
+        raise Wrong(f"{wanted} is wanted, and this is {a(value)}.{extra}")
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         value = value.double().numpy() if not value.is_complex() else value.numpy()
@@ -286,16 +320,15 @@ def _numbers(value: Any, told: dict[str, Any]) -> Any:
             raise TypeError
         return array.astype(np.float64)
     except (TypeError, ValueError):
-        raise Wrong(
-            f"Numbers are wanted, and this is {a(value)} of something else.", **told
-        ) from None
+        extra = " of something else" if hasattr(value, "__len__") else ""
+        raise Wrong(f"Numbers are wanted, and this is {a(value)}{extra}.") from None
 
 
 def _near(got: Any, expected: Any, tol: float) -> bool:
     import numpy as np
 
     try:
-        expected = _numbers(expected, {"expected": expected})
+        expected = _numbers(expected, expected)
     except Wrong:
         return False
     if got.shape != expected.shape:
@@ -305,16 +338,6 @@ def _near(got: Any, expected: Any, tol: float) -> bool:
         gap = np.abs(got - expected)
     same = (got == expected) | (np.isnan(got) & np.isnan(expected))
     return bool(np.all(same | (gap <= tol * scale)))
-
-
-def _shape_sentence(got: Any, expected: Any) -> str:
-    if got.ndim == 0:
-        return f"One number came where an array of shape {expected.shape} is wanted."
-    if expected.ndim == 0:
-        return f"One number is wanted, and an array of shape {got.shape} came."
-    turned = got.ndim == expected.ndim and sorted(got.shape) == sorted(expected.shape)
-    extra = " Are two axes exchanged?" if turned else ""
-    return f"The shape is {got.shape}, and {expected.shape} is wanted.{extra}"
 
 
 def _where(mask: Any) -> str:

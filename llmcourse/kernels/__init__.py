@@ -1,0 +1,1 @@
+"""Native code that is built on the reader's machine: see `cpu`."""

@@ -1,0 +1,113 @@
+// What the native code works on: weights in tiles, activations in groups, one table of operators.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+constexpr int kRows = 16;   // rows of a tile
+constexpr int kGroup = 32;  // activations that share a scale; weights share one for 1, 2, 4, … groups
+constexpr int kChunk = 64;  // positions that attention handles at a time
+constexpr int kMaxGroup = 64;  // queries that can share a key/value head
+
+// A matrix (rows, cols) of 4-bit codes 0..15: w = factor * scale * code + low, where
+// low = mins[...] if there are mins, else ratio * scale. Sixteen rows make a tile, and a tile is a
+// run of blocks, one for each scale group along the columns:
+//
+//     16 scales (fp16) | 16 minima (fp16, may be missing) | 256 bytes of codes for each 32 columns
+//
+// Of 32 columns, byte (v, r, j) of the codes, v < 4, r < 16, j < 4, holds column 4v + j of row r in
+// its low and column 16 + 4v + j in its high half: 64 bytes are four columns of all sixteen rows,
+// and a 32-bit lane meets four activations that all lanes share. These are the halves of GGUF's
+// Q4_1, so its blocks are moved, never changed.
+struct Matrix {
+    const uint8_t* codes;   // of the first block; null: no matrix
+    const uint8_t* scales;  // likewise; the minima, if any, lie behind them
+    int64_t code_step;      // bytes from a block to the next
+    int64_t scale_step;
+    int32_t rows, cols;     // cols in whole blocks; rows of any number, the last tile is filled up
+    int32_t groups;         // groups of 32 columns in a block
+    int32_t mins;           // whether there are any
+    float factor, ratio;
+};
+
+// Eight bits are two such matrices, the high and the low halves of every code, and y is the sum.
+struct Linear {
+    Matrix high, low;       // low.codes is null for four bits
+};
+
+// Activations of some tokens, 32 at a time as int8: x ≈ scale * q, and `sum` is scale * Σ q. *Subtle*:
+// the sum of the true x would be worse. Codes 0..15 meet the error of q far from zero, and only the
+// same error in the minimum's term takes most of it back.
+struct Acts {
+    int8_t* q;              // (tokens, cols)
+    float* scale;           // (tokens, cols / 32)
+    float* sum;             // (tokens, cols / 32)
+    int32_t cols;
+    const float* energy = nullptr;  // Σ x² of each group; only `spread` of matmul needs it
+};
+
+// One key/value head of one layer, fp16. Keys lie in blocks of 16 positions, turned: [block][D][16],
+// so that a vector holds one coordinate of neighbouring positions. Values lie plainly: [position][D].
+struct Head {
+    uint16_t* keys;
+    uint16_t* values;
+};
+
+// A softmax under way over some positions: o = Σ exp(s - max) v, sum = Σ exp(s - max).
+struct Softmax {
+    float max, sum;
+    float* o;               // (D)
+};
+
+// The same functions, compiled once for each instruction set.
+struct Operators {
+    const char* name;
+    // y = or += W x for `count` tiles, x as wide as W or narrower (what is missing counts as zero):
+    // (at most four): tile, tile + stride, … Their rows come to y,
+    // y + next, …, those of the next token y_step further on. If `spread` is given, to it in the same
+    // way √Σ (scale * |x|)² over the groups of a row: how far it moves if its codes do. (One token, no
+    // mins.)
+    void (*matmul)(const Matrix& w, int tile, int stride, int count, const Acts& x, int tokens,
+                   float* y, int64_t next, int64_t y_step, bool add, float* spread);
+    // y = x / sqrt(mean(x²) + eps) * weight; n values.
+    void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* y);
+    // Store n values as token `token` of `out`; what is missing to out.cols becomes zero.
+    void (*quantize)(const float* x, int n, const Acts& out, int token);
+    // y = silu(gate) * up; n a multiple of 16.
+    void (*swiglu)(const float* gate, const float* up, int n, float* y);
+    // The greatest y + times * spread of the 16 rows of a tile.
+    float (*reach)(const float* y, const float* spread, float times);
+    // Put the key and value of one position into the cache; D a multiple of 16.
+    void (*store)(const Head& head, int position, int D, const float* k, const float* v);
+    // Let the softmaxes of `queries` (queries, D), already scaled, take in positions begin..end-1:
+    // at most kChunk, `begin` a multiple of 16.
+    void (*attend)(const Head& head, int begin, int end, int D, const float* q, int queries,
+                   Softmax* state);
+};
+
+struct Layer {
+    const float* attention_norm;
+    Linear qkv;             // rows of Q, then K, then V
+    Linear o;
+    const float* ffn_norm;
+    Linear gate_up;         // even tiles of gate, odd ones, even tiles of up, odd ones
+    Linear down;
+};
+
+struct Model {
+    int32_t num_layers, hidden, heads, kv_heads, head_dim, ffn, vocab, context;
+    float eps, theta;
+    const Layer* layers;
+    const float* norm;
+    Linear embedding;       // rows are looked up; may be the head itself
+    Linear head;
+};
+
+// fp16 has 5 bits of exponent and 10 of fraction. Shifted into a float's place, the exponent is 112
+// too small, which a multiplication puts right, for subnormal numbers too.
+inline float from_half(uint16_t h) {
+    const uint32_t bits = (uint32_t)(h & 0x7fff) << 13;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    value *= 0x1p112f;
+    return h & 0x8000 ? -value : value;
+}
