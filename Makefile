@@ -49,9 +49,10 @@ format: ## let ruff reformat the code
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-bench: ## speed of this machine; asserts nothing
+bench: ## the course's engine against llama.cpp and others; writes build/bench.json (BENCH="--rounds 1")
 	@$(SETUP) --extra test
 	$(RUN) -m tests.benchmarks
+	$(RUN) -m tests.benchmarks.decode $(BENCH)
 
 check: lint test ## what to run before a pull request
 

@@ -20,8 +20,8 @@ TOP = {
     "llmcourse/": "the package, floors from the ground up:",
 }
 # Rooms and files of the package in the order of the floors, which is the order data flows in.
-FLOORS = ("errors.py", "paths.py", "bootstrap.py", "data/", "measure/", "models/", "compress/")
-FLOORS += ("decode/", "parallel/", "kernels/", "engine/", "jupyter/", "sweep.py", "doctor.py")
+FLOORS = ("errors.py", "paths.py", "bootstrap.py", "data/", "measure/", "models/", "kernels/")
+FLOORS += ("compress/", "decode/", "parallel/", "engine/", "jupyter/", "sweep.py", "doctor.py")
 FLOORS += ("cli.py",)
 
 

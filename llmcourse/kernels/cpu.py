@@ -39,7 +39,6 @@ ISAS: dict[str, tuple[str, ...]] = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "plain": (),
 }
-_BEST, _LAST, _ALL = 1, 2, 3  # Engine::Want
 _MOST_GROUP = 64  # kMaxGroup of layout.h
 _MOST_THREADS = 64
 _P, _I, _F = c.c_void_p, c.c_int32, c.c_float
@@ -69,7 +68,7 @@ class _Model(c.Structure):
     _fields_ = [
         *((name, _I) for name in (
             "num_layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context")),
-        ("eps", _F), ("theta", _F), ("layers", c.POINTER(_Layer)), ("norm", _P),
+        ("eps", _F), ("turns", _P), ("layers", c.POINTER(_Layer)), ("norm", _P),
         ("embedding", Linear), ("head", Linear),
     ]  # fmt: skip
 
@@ -86,6 +85,10 @@ def build_library(flags: Sequence[str] = ()) -> Path:
     return build("engine", units, headers=[NATIVE / "layout.h"], flags=flags)
 
 
+class _State(c.Structure):
+    _fields_ = [("length", _I), ("team_steps", c.c_int64), ("solo_steps", c.c_int64)]
+
+
 @functools.cache
 def library() -> c.CDLL:
     """The native code, built if this is the first time. Raises NoCompiler if it cannot be."""
@@ -95,9 +98,7 @@ def library() -> c.CDLL:
     lib.engine_free.argtypes, lib.engine_free.restype = [_P], None
     lib.engine_read.argtypes = [_P, _P, c.c_int, c.c_int, _P]
     lib.engine_generate.argtypes = [_P, _I, c.c_int, _P, c.c_int, _P]
-    lib.engine_length.argtypes = [_P]
-    lib.engine_rewind.argtypes, lib.engine_rewind.restype = [_P, c.c_int], None
-    lib.engine_steps.argtypes, lib.engine_steps.restype = [_P, _P], None
+    lib.engine_state.argtypes, lib.engine_state.restype = [_P], c.POINTER(_State)
     return lib
 
 
@@ -153,7 +154,7 @@ class CpuEngine(Engine):
         self._engine: int | None = None
         self._lib, self.packed, self.config = library(), packed, packed.config
         self.isa = isa or instruction_sets()[0]
-        self.threads = len(_cores()) if threads is None else threads
+        self.threads = len(cores()) if threads is None else threads
         operators = self._lib.find_operators(self.isa.encode())
         if operators is None:
             raise CourseError(
@@ -167,7 +168,11 @@ class CpuEngine(Engine):
         self.context = most if context is None else context
         if not 1 <= self.context <= most:
             raise CourseError(f"The model's context is {most:,} tokens; ask for 1 to that many.")
-        self._model = _model(packed, self.context)
+        # Angles in double: position 8,000 times a speed of 1 has no digits to lose in single.
+        half = np.arange(self.config["head_dim"] // 2) * (-2 / self.config["head_dim"])
+        angles = np.outer(np.arange(self.context), float(self.config["rope_theta"]) ** half)
+        self._turns = np.concatenate([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+        self._model = _model(packed, self.context, self._turns)
         self._engine = self._lib.engine_new(c.byref(self._model), operators, self.threads)
         if not self._engine:
             raise CourseError("There is no memory for the engine; close other programs.")
@@ -191,14 +196,12 @@ class CpuEngine(Engine):
     @property
     def length(self) -> int:
         """Tokens in the cache."""
-        return int(self._lib.engine_length(self._open()))
+        return int(self._state.length)
 
     @property
     def steps(self) -> dict[str, int]:
         """How many steps all threads made, and how many one made alone because others were slow."""
-        out = np.zeros(2, np.int64)
-        self._lib.engine_steps(self._open(), out.ctypes.data)
-        return {"team": int(out[0]), "solo": int(out[1])}
+        return {"team": self._state.team_steps, "solo": self._state.solo_steps}
 
     def generate_all(
         self, ids: Ids, *, max_tokens: int, end_ids: Collection[int] = ()
@@ -216,15 +219,19 @@ class CpuEngine(Engine):
         rest = out[:got].tolist()
         return first + (rest[:-1] if rest[-1] in end_ids else rest)
 
+    @property
+    def _state(self) -> Any:
+        return self._lib.engine_state(self._open()).contents
+
     def _forget(self, length: int) -> None:
-        self._lib.engine_rewind(self._open(), length)
+        self._state.length = length
 
     def _best(self, ids: NDArray[np.int32]) -> int:
-        return int(self._lib.engine_read(self._open(), ids.ctypes.data, len(ids), _BEST, None))
+        return int(self._lib.engine_read(self._open(), ids.ctypes.data, len(ids), 0, None))
 
     def _logits(self, ids: NDArray[np.int32], out: Logits) -> None:
-        want = _LAST if out.ndim == 1 else _ALL
-        self._lib.engine_read(self._open(), ids.ctypes.data, len(ids), want, out.ctypes.data)
+        rows = 1 if out.ndim == 1 else len(out)
+        self._lib.engine_read(self._open(), ids.ctypes.data, len(ids), rows, out.ctypes.data)
 
     def _open(self) -> int:
         if not self._engine:
@@ -232,14 +239,14 @@ class CpuEngine(Engine):
         return self._engine
 
 
-def _cores() -> Collection[int]:
+def cores() -> Collection[int]:
     try:
         return os.sched_getaffinity(0)
     except AttributeError:  # not on a Mac
         return range(os.cpu_count() or 1)
 
 
-def _model(packed: Packed, context: int) -> _Model:
+def _model(packed: Packed, context: int, turns: NDArray[np.float32]) -> _Model:
     config, arrays, planes = packed.config, packed.arrays, packed.planes
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     if config["head_dim"] % 2 or heads % kv_heads or heads // kv_heads > _MOST_GROUP:
@@ -263,7 +270,7 @@ def _model(packed: Packed, context: int) -> _Model:
         vocab=config["vocab_size"],
         context=context,
         eps=config["rms_norm_eps"],
-        theta=config["rope_theta"],
+        turns=turns.ctypes.data,
         layers=layers,
         norm=arrays["norm"].ctypes.data,
         embedding=linear(planes, "embedding" if "embedding" in planes else "head"),

@@ -95,11 +95,17 @@ struct Layer {
 
 struct Model {
     int32_t num_layers, hidden, heads, kv_heads, head_dim, ffn, vocab, context;
-    float eps, theta;
+    float eps;
+    const float* turns;     // (context, head_dim): cosines of each position's angles, then sines
     const Layer* layers;
     const float* norm;
     Linear embedding;       // rows are looked up; may be the head itself
     Linear head;
+};
+
+struct State {              // of an engine, for Python to read; it may lower `length`
+    int32_t length;         // positions in the cache
+    int64_t team_steps, solo_steps;
 };
 
 // fp16 has 5 bits of exponent and 10 of fraction. Shifted into a float's place, the exponent is 112

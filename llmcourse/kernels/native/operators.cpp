@@ -94,10 +94,7 @@ template <int N, class Op> inline float fold(const float* a, Op op) {  // by hal
 inline float sum(Floats v) { return fold<W>((float*)&v, [](float a, float b) { return a + b; }); }
 inline float top(Floats v) { return fold<W>((float*)&v, [](float a, float b) { return a > b ? a : b; }); }
 
-inline Floats root(Floats v) {
-    for (int i = 0; i < W; i++) v[i] = std::sqrt(v[i]);
-    return v;
-}
+inline Floats root(Floats v) { for (int i = 0; i < W; i++) v[i] = std::sqrt(v[i]); return v; }
 
 constexpr float kMagic = 12582912.f;  // 1.5 * 2^23: adding it rounds to a whole number
 
@@ -205,7 +202,6 @@ void rms_norm(const float* x, const float* weight, float eps, int n, float* y) {
 }
 
 void quantize(const float* x, int n, const Acts& out, int token) {
-    typedef int8_t Small __attribute__((vector_size(W)));
     const int groups = out.cols / kGroup;
     for (int g = 0; g < groups; g++) {
         const int here = n - g * kGroup;
@@ -218,12 +214,13 @@ void quantize(const float* x, int n, const Acts& out, int token) {
             most = max(most, max(part, -part));
         }
         const float largest = top(most), inverse = largest > 0 ? 127 / largest : 0;
+        int32_t whole[kGroup];  // q in the lowest bits
         for (int i = 0; i < kGroup; i += W) {
-            Floats shifted = load<Floats>(v + i) * inverse + kMagic;  // q in the lowest bits
-            Small q = __builtin_convertvector((Ints)shifted, Small);
-            std::memcpy(out.q + (int64_t)token * out.cols + g * kGroup + i, &q, W);
-            sums += shifted - kMagic;
+            Floats shifted = load<Floats>(v + i) * inverse + kMagic;
+            std::memcpy(whole + i, &shifted, sizeof shifted), sums += shifted - kMagic;
         }
+        int8_t* q = out.q + (int64_t)token * out.cols + g * kGroup;
+        for (int i = 0; i < kGroup; i++) q[i] = (int8_t)whole[i];
         out.scale[token * groups + g] = largest / 127;
         out.sum[token * groups + g] = sum(sums) * (largest / 127);
     }

@@ -157,20 +157,8 @@ constexpr int kLogitBlock = 16;  // and of those, through the head
 
 class Engine {
   public:
-    Engine(const Model& model, const Operators& op, int threads)
-        : m(model), op(op), team(threads), D(up(m.head_dim, 16)), width(m.heads * m.head_dim),
-          each(m.heads / m.kv_heads), room(up(m.context, kChunk)), x_step(up(m.hidden, kRows)),
-          qkv_step(up(width + 2 * m.kv_heads * m.head_dim, kRows)), logit_step(up(m.vocab, kRows)),
-          part_step(D + 2), keys(arena.take<uint16_t>((int64_t)m.num_layers * m.kv_heads * room * D)),
-          values(arena.take<uint16_t>((int64_t)m.num_layers * m.kv_heads * room * D)),
-          x(arena.take<float>(kBlock * x_step)), qkv(arena.take<float>(kBlock * qkv_step)),
-          turn(arena.take<float>(kBlock * m.head_dim)), speed(arena.take<double>(m.head_dim / 2)),
-          parts(arena.take<float>(std::max<int64_t>(kBlock, room / kChunk) * m.heads * part_step)),
-          logits(arena.take<float>(kLogitBlock * logit_step)), spread(arena.take<float>(logit_step)),
-          normed_acts(arena.acts(kBlock, m.hidden)), attention_acts(arena.acts(kBlock, width)),
-          ffn_acts(arena.acts(kBlock, m.ffn)) {
-        for (int d = 0; d < m.head_dim / 2; d++)
-            speed[d] = std::pow((double)m.theta, -2.0 * d / m.head_dim);
+    Engine(const Model& model, const Operators& operators, int threads)
+        : m(model), op(operators), team(threads) {
         for (int t = 0; t < threads; t++)
             desks.push_back({arena.acts(1, m.hidden), arena.acts(1, width), arena.take<float>(x_step),
                              arena.take<float>(each * D), arena.take<float>(2 * D),
@@ -178,23 +166,21 @@ class Engine {
                              arena.take<float>(m.hidden / kGroup + 1), {}, {}});
     }
 
-    enum Want { kNothing, kBest, kLast, kAll };
-
-    // Read n tokens behind what is in the cache. kBest: returns the likeliest next token. kLast and
-    // kAll: logits (V) of the last, or (n, V) of all tokens, into `to`.
-    int read(const int32_t* ids, int n, Want wanted, float* to) {
+    // Read n tokens behind what is in the cache, and write the logits (wanted, V) of the last `wanted`
+    // of them. If none are wanted, returns the likeliest next token.
+    int read(const int32_t* ids, int n, int wanted, float* to) {
         for (int at = 0; at < n; at += kBlock) {
             tokens = std::min(kBlock, n - at), first_id = ids + at;
-            want = wanted == kAll || at + tokens == n ? wanted : kNothing;
-            out = wanted == kAll ? to + (int64_t)at * m.vocab : to;
+            first_wanted = std::max(0, n - wanted - at), out = to;
+            last = at + tokens == n, greedy = wanted == 0;
             run();
             length += tokens;
+            to += (int64_t)std::max(0, tokens - first_wanted) * m.vocab;
         }
         return winner;
     }
 
-    int length = 0;  // positions in the cache
-    int64_t solo_steps = 0, team_steps = 0;
+    State state{};
 
   private:
     // Where another program keeps a core busy, a team waits for the member that shares it. If the
@@ -207,7 +193,7 @@ class Engine {
             static_cast<Engine*>(self)->forward(t);
         }, this);
         const double took = (Clock::now() - start).count();
-        (together ? team_steps : solo_steps)++;
+        (together ? state.team_steps : state.solo_steps)++;
         if (tokens > 1 || team.size() == 1) return;
         if (!together) {
             solo_ns = solo_ns ? solo_ns + (took - solo_ns) / 8 : took;
@@ -226,7 +212,7 @@ class Engine {
 
     // ---- One step: `tokens` tokens through all layers ----------------------------------------------
     void forward(int t) {
-        team.share(t, tokens, 1, [&](int i) { embed(first_id[i], x + i * x_step), angles(i); });
+        team.share(t, tokens, 1, [&](int i) { embed(first_id[i], x + i * x_step); });
         team.sync(t);
         for (int n = 0; n < m.num_layers; n++) {
             const Layer& layer = m.layers[n];
@@ -239,8 +225,8 @@ class Engine {
             matmul(t, layer.down, ffn_acts, x, x_step, true);
             team.sync(t);
         }
-        if (want == kBest) best(t);
-        if (want == kLast || want == kAll) all_logits(t);
+        if (!greedy) all_logits(t);
+        else if (last) best(t);
     }
 
     // body(tile, stride, count) for the tiles of a matrix, four at a time, a quarter of it apart.
@@ -293,17 +279,11 @@ class Engine {
     }
 
     // ---- Attention -------------------------------------------------------------------------------
-    // cos and sin of new position i, for the pairs (d, d + head_dim / 2).
-    void angles(int i) {
-        for (int d = 0, half = m.head_dim / 2; d < half; d++) {
-            turn[i * m.head_dim + d] = std::cos((length + i) * speed[d]);
-            turn[i * m.head_dim + half + d] = std::sin((length + i) * speed[d]);
-        }
-    }
-
+    // Turn pair (d, d + head_dim / 2) of new position i by its angle.
     void rotate(const float* in, int i, float scale, float* to) const {
-        const float *cosines = turn + i * m.head_dim, *sines = cosines + m.head_dim / 2;
-        for (int d = 0, half = m.head_dim / 2; d < half; d++) {
+        const int half = m.head_dim / 2;
+        const float *cosines = m.turns + (int64_t)(length + i) * m.head_dim, *sines = cosines + half;
+        for (int d = 0; d < half; d++) {
             to[d] = (in[d] * cosines[d] - in[half + d] * sines[d]) * scale;
             to[half + d] = (in[half + d] * cosines[d] + in[d] * sines[d]) * scale;
         }
@@ -443,7 +423,7 @@ class Engine {
     }
 
     void all_logits(int t) {
-        for (int at = want == kAll ? 0 : tokens - 1; at < tokens; at += kLogitBlock) {
+        for (int at = first_wanted; at < tokens; at += kLogitBlock) {
             const int count = std::min(kLogitBlock, tokens - at);
             team.share(t, count, 1, [&](int i) {
                 op.rms_norm(x + (at + i) * x_step, m.norm, m.eps, m.hidden, desks[t].x);
@@ -455,9 +435,8 @@ class Engine {
                          stride * kRows, logit_step, false);
             });
             team.sync(t);
-            float* to = want == kAll ? out + (int64_t)at * m.vocab : out;
             team.share(t, count, 1, [&](int i) {
-                std::copy_n(logits + i * logit_step, m.vocab, to + (int64_t)i * m.vocab);
+                std::copy_n(logits + i * logit_step, m.vocab, out + (at - first_wanted + i) * (int64_t)m.vocab);
             });
             team.sync(t);
         }
@@ -479,19 +458,26 @@ class Engine {
     const Operators& op;
     Team team;
     Arena arena;
-    const int D, width, each, room;  // D: head size, filled up; each: query heads of a key/value head
-    const int64_t x_step, qkv_step, logit_step, part_step;  // floats from a row to the next
-    uint16_t *const keys, *const values;
-    float *const x, *const qkv, *const turn;
-    double* const speed;  // radians a position of each rotary pair
-    float *const parts, *const logits, *const spread;
-    const Acts normed_acts, attention_acts, ffn_acts;
+    const int D = up(m.head_dim, 16), width = m.heads * m.head_dim, each = m.heads / m.kv_heads;
+    const int64_t room = up(m.context, kChunk), x_step = up(m.hidden, kRows), part_step = D + 2;
+    const int64_t qkv_step = up(width + 2 * m.kv_heads * m.head_dim, kRows), logit_step = up(m.vocab, kRows);
+    uint16_t* const keys = arena.take<uint16_t>(m.num_layers * m.kv_heads * room * D);
+    uint16_t* const values = arena.take<uint16_t>(m.num_layers * m.kv_heads * room * D);
+    float* const x = arena.take<float>(kBlock * x_step);
+    float* const qkv = arena.take<float>(kBlock * qkv_step);
+    float* const parts = arena.take<float>(std::max<int64_t>(kBlock, room / kChunk) * m.heads * part_step);
+    float* const logits = arena.take<float>(kLogitBlock * logit_step);
+    float* const spread = arena.take<float>(logit_step);
+    const Acts normed_acts = arena.acts(kBlock, m.hidden), attention_acts = arena.acts(kBlock, width);
+    const Acts ffn_acts = arena.acts(kBlock, m.ffn);
     std::vector<Desk> desks;
 
-    int tokens = 0, winner = 0;  // of the step under way, as are the next three
+    // The step under way: its tokens, from which on logits are wanted, and whether it ends the text.
+    int tokens = 0, first_wanted = 0, winner = 0;
+    bool last = false, greedy = false;
     const int32_t* first_id = nullptr;
-    Want want = kNothing;
     float* out = nullptr;
+    int& length = state.length;
     int solo_left = 0, patience = 4;
     double solo_ns = 0, team_ns = 0, slept_ns = 0;  // smoothed, of a step
 };
@@ -530,21 +516,18 @@ void* engine_new(const Model* model, const Operators* op, int threads) {
 void engine_free(void* engine) { delete static_cast<Engine*>(engine); }
 
 // See Engine::read. The caller has checked the ids, and that they fit the context.
-int engine_read(void* engine, const int32_t* ids, int n, int want, float* out) {
-    return static_cast<Engine*>(engine)->read(ids, n, (Engine::Want)want, out);
+int engine_read(void* engine, const int32_t* ids, int n, int wanted, float* out) {
+    return static_cast<Engine*>(engine)->read(ids, n, wanted, out);
 }
 
 // Up to n greedy tokens after `id`, which is not yet in the cache; stops behind one of `ends`.
 int engine_generate(void* engine, int32_t id, int n, const int32_t* ends, int num_ends, int32_t* out) {
     for (int i = 0; i < n; i++) {
-        out[i] = id = engine_read(engine, &id, 1, Engine::kBest, nullptr);
+        out[i] = id = engine_read(engine, &id, 1, 0, nullptr);
         if (std::find(ends, ends + num_ends, id) != ends + num_ends) return i + 1;
     }
     return n;
 }
-int engine_length(void* engine) { return static_cast<Engine*>(engine)->length; }
-void engine_rewind(void* engine, int length) { static_cast<Engine*>(engine)->length = length; }
-void engine_steps(void* engine, int64_t* out) {
-    out[0] = static_cast<Engine*>(engine)->team_steps, out[1] = static_cast<Engine*>(engine)->solo_steps;
-}
+
+State* engine_state(void* engine) { return &static_cast<Engine*>(engine)->state; }
 }
