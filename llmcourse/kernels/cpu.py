@@ -137,10 +137,11 @@ def _matrix(plane: Plane, scaled: Plane) -> _Matrix:
 class CpuEngine(Engine):
     """A Llama on packed weights, in native code.
 
-    `threads` is the number of cores unless given; `isa` one of `instruction_sets()`, the fastest
-    unless given; `context` the most tokens it will hold, the model's own unless given (the memory is
-    taken as it fills). Engines share weights, nothing else. Raises NoCompiler if the native code
-    cannot be built, CourseError for a model or an option that it cannot take.
+    `threads` is the number of cores, but at most eight, unless given; `isa` one of
+    `instruction_sets()`, the fastest unless given; `context` the most tokens it will hold, the
+    model's own unless given (the memory is taken as it fills). Engines share weights, nothing else.
+    Raises NoCompiler if the native code cannot be built, CourseError for a model or an option that
+    it cannot take.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class CpuEngine(Engine):
         self._engine: int | None = None
         self._lib, self.packed, self.config = library(), packed, packed.config
         self.isa = isa or instruction_sets()[0]
-        self.threads = len(cores()) if threads is None else threads
+        self.threads = min(len(cores()), 8) if threads is None else threads
         operators = self._lib.find_operators(self.isa.encode())
         if operators is None:
             raise CourseError(

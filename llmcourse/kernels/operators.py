@@ -56,7 +56,7 @@ class _Table(c.Structure):
 
 
 class Quantized:
-    """Activations (T, cols) as int8 in groups of 32: x ≈ scale * q, and `sum` of each group of x."""
+    """Activations (T, cols) as int8 in groups of 32: x ≈ scale * q; `sum` is scale * Σ q of each."""
 
     def __init__(self, tokens: int, cols: int) -> None:
         self.cols = -(-cols // GROUP) * GROUP

@@ -12,7 +12,6 @@ import datetime
 import importlib.metadata
 import importlib.util
 import json
-import multiprocessing
 import platform
 import re
 import statistics
@@ -126,15 +125,9 @@ def rounds(count: int, threads: list[int], engines: list[tuple[str, str]]) -> li
     return rows
 
 
-def _spin() -> None:
-    while True:
-        pass
-
-
 def beside_a_busy_core(count: int, threads: int) -> dict[str, Any]:
     """Tokens/s of the course's engine while another program keeps one core busy: 1 and all threads."""
-    busy = multiprocessing.get_context("spawn").Process(target=_spin, daemon=True)
-    busy.start()
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     time.sleep(1)
     found: dict[int, list[float]] = {1: [], threads: []}
     try:
@@ -142,7 +135,8 @@ def beside_a_busy_core(count: int, threads: int) -> dict[str, Any]:
             for used in found:
                 found[used].append(measure(*OURS, used)["tokens_per_s"])
     finally:
-        busy.terminate()
+        busy.kill()
+        busy.wait()
     one, many = (statistics.median(found[used]) for used in (1, threads))
     ratios = [b / a for a, b in zip(found[1], found[threads], strict=True)]
     return {
@@ -200,7 +194,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench.json")
     options = parser.parse_args()
-    threads = options.threads or sorted({1, len(cores())})
+    threads = options.threads or sorted({1, min(len(cores()), 64)})
     engines = [
         e for e in contestants() if e == OURS or not options.engines or e[0] in options.engines
     ]

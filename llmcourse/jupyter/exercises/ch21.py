@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llmcourse.jupyter.exercises.answers import number, number_field, tensor
 from llmcourse.jupyter.exercises.base import Exercise, Wrong, call, expect_close
@@ -46,6 +45,9 @@ def check_nibbles(signed_codes: Callable[[Sequence[int]], Any]) -> None:
                 (high + low, "These are the codes without a sign, high halves first."),
                 ([_twos(c) for c in low + high],
                  "That reads a code as two's complement (15 is −1). Here the sign comes of an offset."),
+                ([(c - 8) % 256 for c in low + high],
+                 "Bytes of NumPy or PyTorch know no number below 0, so 7 − 8 became 255. Make them whole "
+                 "numbers with a sign before you subtract."),
                 ([c - 7 for c in low + high], "The offset is one too small: code 0 is −8."),
                 ([c - 7.5 for c in low + high],
                  "Half a step off: 7.5 would be the middle of the codes; this format subtracts 8."),
@@ -71,29 +73,34 @@ def check_row(row_dot: Callable[..., Any]) -> None:
         codes = torch.randint(0, 16, (groups, 32), generator=generator).to(torch.uint8)
         scales = torch.rand(groups, generator=generator) + 0.5
         lows = -8 * scales * (0.5 + torch.rand(groups, generator=generator))
-        sums = x.sum(1)
         given = f"{groups} group{'s' if groups > 1 else ''} of 32"
-        back = call(row_dot, codes, scales, lows, q, q_scales, sums)
-        got = tensor(back, (), given)
-        c, qd, s, m, t, total = (v.double() for v in (codes, q, scales, lows, q_scales, sums))
-        dots = (c * qd).sum(1)
+        got = tensor(call(row_dot, codes, scales, lows, q, q_scales), (), given)
+        c, qd, s, m, t = (v.double() for v in (codes, q, scales, lows, q_scales))
+        dots, total = (c * qd).sum(1), t * qd.sum(1)
         main, offset = (s * t * dots).sum(), (m * total).sum()
         wrapped = (codes.to(torch.int8) * q).sum(1, dtype=torch.int64).double()
         bytewise = (codes * q.to(torch.uint8)).sum(1, dtype=torch.int64).double()
+        narrow = q.sum(1, dtype=torch.int8).double()
         expect_close(
             got, main + offset, given=given, tol=2e-5,
-            why="Another value came. Group by group: scale · t · Σ codes·q + minimum · sum.",
+            why="Another value came. Group by group: s · t · Σ c·q + m · t · Σ q.",
             slips=[
                 (main, "The minimum term is missing: every weight has m added, whatever its code."),
                 (main + m.sum(), "The minimum was added once a group. Every weight holds it, so it meets "
                  "every activation: it is multiplied by their sum."),
                 (main + 32 * m.sum(), "32 · m is right only if all activations are 1. Multiply by their sum."),
+                (main + (m * t).sum(), "The minimum met t; it should meet the sum of all 32 activations."),
                 (main + (m * qd.sum(1)).sum(),
-                 "The minimum met the sum of the int8 numbers; those still lack their scale."),
-                (main + (m * t * qd.sum(1)).sum(),
-                 "Nearly. The minimum met the rounded activations; `sums` has those of the floats, exact, "
-                 "and for nothing."),
-                (main + (s * m * total).sum(), "The minimum is not multiplied by the scale: w = s·c + m."),
+                 "In the second term the minimum met whole numbers; an activation is t times as much."),
+                ((s * dots).sum() + (m * qd.sum(1)).sum(),
+                 "The scale of the activations, t, is missing in both terms."),
+                (main + (s * m * t * qd.sum(1)).sum(), "The minimum is not multiplied by the scale: w = s·c + m."),
+                (main + (m * t * c.sum(1)).sum(), "The minimum met the sum of the codes, not of the activations."),
+                (main + (m * t * qd.abs().sum(1)).sum(), "The activations have signs, in their sum, too."),
+                (main + (m * t * qd.mean(1)).sum(), "The minimum met a mean of the activations; the sum is wanted."),
+                (main + (m * t * t * qd.sum(1)).sum(), "In the second term t counts twice."),
+                (main + (m * t * narrow).sum(),
+                 "The sum of q does not fit 8 bits and wrapped round. Widen before you add."),
                 (main - offset, "The minimum term has the wrong sign."),
                 ((s * dots).sum() + offset, "The scale of the activations, t, is missing."),
                 ((t * dots).sum() + offset, "The scale of the weights, s, is missing."),
@@ -101,6 +108,8 @@ def check_row(row_dot: Callable[..., Any]) -> None:
                 (s.mean() * t.mean() * dots.sum() + offset,
                  "The groups were added up before their scales: each has its own."),
                 (s.sum() * t.sum() * dots.sum() + offset, "Scales were added up; each belongs to its group."),
+                ((s * t).sum() * dots.sum() + (m * t).sum() * qd.sum(),
+                 "The whole numbers of all groups were added up: sum over axis 1 only."),
                 ((s * t * ((c - 8) * qd).sum(1)).sum() + offset,
                  "8 was subtracted from the codes, which is Q4_0. Here the minimum does that."),
                 ((s * t * wrapped).sum() + offset,
@@ -150,7 +159,9 @@ def check_units(units: Callable[[int], Any]) -> None:
             )
         flat = [tile for unit in got for tile in unit]
         if any(not 0 <= tile < tiles for tile in flat):
-            raise Wrong("There is a tile beyond the end: a kernel would read what is not its own.", **told)
+            raise Wrong(
+                "There is a tile beyond the end: a kernel would read what is not its own.", **told
+            )
         if len(flat) != len(set(flat)):
             raise Wrong("A tile comes twice: its rows would be worked out for nothing.", **told)
         if len(flat) < tiles:
@@ -159,9 +170,14 @@ def check_units(units: Callable[[int], Any]) -> None:
         if any(not unit for unit in got):
             raise Wrong("A unit without a tile: there is one step too many.", **told)
         if got == [list(range(i, min(i + 4, tiles))) for i in range(0, tiles, 4)]:
-            raise Wrong("These four are neighbours, so memory sees one stream. It is the line to change.", **told)
+            raise Wrong(
+                "These four are neighbours, so memory sees one stream. It is the line to change.",
+                **told,
+            )
         if sorted(map(sorted, got)) == sorted(right):
-            raise Wrong("The right units in another order: each stream should move on by one tile.", **told)
+            raise Wrong(
+                "The right units in another order: each stream should move on by one tile.", **told
+            )
         if [list(column) for column in zip(*right, strict=False)] == got:
             raise Wrong("Each list is one stream; a unit takes one tile of each.", **told)
         if max(map(len, got)) == 1:
@@ -223,7 +239,14 @@ def check_layer(layer_ms: Callable[..., Any]) -> None:
             if value == value and value and abs(got / value - 1) < 1e-3:
                 raise Wrong(sentence, given=given, expected=right, got=got)
         if not math.isfinite(got) or got <= 0:
-            raise Wrong("A time is a finite number above zero.", given=given, expected=right, got=got)
+            raise Wrong(
+                "A time is a finite number above zero.", given=given, expected=right, got=got
+            )
+        if abs(got / right - 1) < 0.02:
+            raise Wrong(
+                "Very near. Was something rounded, or left out, on the way?",
+                given=given, expected=right, got=got,
+            )  # fmt: skip
         raise Wrong(
             f"Off by a factor of {got / right:.3g}. Count the weights of the seven matrices first.",
             given=given, expected=right, got=got,
@@ -262,7 +285,7 @@ def check_barriers(answer: Any) -> None:
     }
     for name, value in due.items():
         got = number_field(answer, name, list(due))
-        if abs(got / value - 1) < 0.005:
+        if abs(got / value - 1) < (0.001 if name == "barriers" else 0.018):  # 33 and 10 will do
             continue
         for wrong, sentence in slips[name]:
             if abs(got / wrong - 1) < 0.005:
@@ -310,7 +333,7 @@ def check_threads(tokens_per_s: Callable[..., Any]) -> None:
             (1e6 / right, "Microseconds a token came; tokens a second are wanted."),
             (right / 1e6, "Tokens a microsecond came; tokens a second are wanted."),
             (1e6 / (mb / gb + alone + wait), "MB over GB/s are milliseconds: the rest is in µs."),
-            (n * rate(1000 * mb / one, wait_us=0.0), "That is n times one thread: it shares no memory and never waits."),
+            (n * rate(1000 * mb / one, wait_us=0.0), "That is n times one thread: no shared memory, no waiting."),
             (min(1e6 / read, 1e6 / (alone + wait)), "The parts come one after the other: their times add up."),
         ]  # fmt: skip
         if math.isfinite(got) and abs(got / right - 1) < 1e-4:
@@ -344,9 +367,9 @@ EXERCISES: tuple[Exercise, ...] = (
         check_row,
         (
             "Put w = s·c + m into Σ w·x, and see which factors can leave the inner sum.",
-            "Σ (s·c + m)·x = s·t·Σ c·q + m·Σ x, in each group.",
-            "Widen before you multiply: codes.long() * q.long(), summed over axis 1.",
-            "(scales * q_scales * dots + lows * sums).sum()",
+            "Σ (s·c + m)·t·q = s·t·Σ c·q + m·t·Σ q, in each group.",
+            "Widen before you multiply: codes.long() * q.long(), summed over axis 1; q alone likewise.",
+            "(scales * q_scales * dots + lows * q_scales * …).sum()",
         ),
         "All that is done for every weight is whole numbers; fractions come once in 32.",
     ),
