@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import getpass
 import importlib.metadata
-import os
 import platform
 import re
 import shutil
@@ -95,29 +94,19 @@ def _system() -> dict[str, Any]:
 def _cpu() -> dict[str, Any]:
     import psutil
 
-    model, flags = _cpu_flags()
+    from llmcourse.measure.processor import processor, usable_cores
+
+    model, flags = processor()
+    if sys.platform == "win32":  # names no flags; torch knows the widest it uses
+        import torch
+
+        known = {"AVX512": {"avx2", "avx512f"}, "AVX2": {"avx2"}}
+        flags = flags | known.get(torch.backends.cpu.get_cpu_capability(), set())
     features = [name for name, spelled in FEATURES.items() if flags & set(spelled)]
     physical = psutil.cpu_count(logical=False)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"model": model, "features": features, "cores": physical, "usable_threads": usable}
-
-
-def _cpu_flags() -> tuple[str, set[str]]:
-    """Name of the processor, and the names of its instruction sets in small letters."""
-    if sys.platform.startswith("linux"):
-        info = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-        name = re.search(r"^model name\s*:\s*(.*)$", info, re.MULTILINE)
-        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", info, re.MULTILINE)
-        words = flags[1].lower().split() if flags else []
-        return name[1] if name else platform.machine(), set(words)
-    if sys.platform == "darwin":
-        name = _run("sysctl", "-n", "machdep.cpu.brand_string")
-        on = re.findall(r"hw\.optional\.(?:arm\.)?(\w+): 1", _run("sysctl", "hw.optional"))
-        return name, {word.lower() for word in on}
-    import torch  # Windows names no flags; torch knows the widest it uses
-
-    known = {"AVX512": {"avx2", "avx512f"}, "AVX2": {"avx2"}}
-    return platform.processor(), known.get(torch.backends.cpu.get_cpu_capability(), set())
+    return {
+        "model": model, "features": features, "cores": physical, "usable_threads": usable_cores(),
+    }  # fmt: skip
 
 
 def _memory() -> dict[str, Any]:
@@ -151,12 +140,14 @@ def _gpu() -> list[str]:
 
 
 def _compiler() -> str | None:
-    """The C++ compiler that chapter 21 would use."""
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++", "cl"):
-        if name and shutil.which(name):
-            first = _run(name, "--version").splitlines() if name != "cl" else [name]
-            return first[0].strip() if first else name
-    return None
+    """The C++ compiler that chapter 21 uses."""
+    from llmcourse.kernels.build import NoCompiler, find_compiler
+
+    try:
+        path = find_compiler()
+    except NoCompiler:
+        return None
+    return (_run(path, "--version").splitlines() or [path])[0].strip()
 
 
 def _versions() -> dict[str, str | None]:

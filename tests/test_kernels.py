@@ -204,10 +204,12 @@ def test_quantize(isa, cols, seed, size):
 
 
 @each_isa
-def test_quantize_zeros(isa):
-    """Does a group of zeros stay zeros, without a division by zero?"""
-    acts = Operators(isa).quantize(np.zeros((1, 64), np.float32))
-    assert not acts.q.any() and not acts.scale.any() and not acts.sum.any()
+@pytest.mark.parametrize("value", [0, 1e-39, 1e-45], ids=["zero", "subnormal", "smallest"])
+def test_quantize_next_to_nothing(isa, value):
+    """Does a group of zeros, or of numbers whose inverse is infinite, become zeros without a NaN?"""
+    acts = Operators(isa).quantize(np.full((1, 64), value, np.float32))
+    assert not acts.q.any() and not acts.sum.any()
+    assert (acts.scale <= np.float32(value)).all()
 
 
 @each_isa

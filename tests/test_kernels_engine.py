@@ -512,6 +512,28 @@ def test_packed_file(tmp_path):
         np.testing.assert_array_equal(again.arrays[name], array)
 
 
+def test_a_damaged_pack_is_made_anew(tmp_path, monkeypatch):
+    """Is a packed file that was cut packed again, without a word from the reader?"""
+    gguf = tmp_path / "model" / "model.gguf"
+    gguf.parent.mkdir()
+    gguf.write_bytes(b"GGUF")
+    monkeypatch.setenv("LLMCOURSE_CACHE", str(tmp_path))
+    made = []
+
+    def pack_gguf(_, *, head_bits):
+        made.append(head_bits)
+        return pack_of(a_llama())
+
+    monkeypatch.setattr(packed, "read_gguf", lambda path: path)
+    monkeypatch.setattr(packed, "pack_gguf", pack_gguf)
+    path = packed.packed_model(gguf).path
+    packed.packed_model(gguf)
+    assert made == [8]
+    path.write_bytes(path.read_bytes()[:3000])
+    assert "head" in packed.packed_model(gguf).planes
+    assert made == [8, 8]
+
+
 @pytest.mark.parametrize("keep", [0, 7, 100, 5000])
 def test_a_damaged_file_says_so(tmp_path, keep):
     """Cut anywhere, does the file give one sentence with what to do?"""
@@ -554,6 +576,8 @@ def test_a_change_makes_a_new_library(tmp_path, monkeypatch):
     assert build.compile_source("int a;", name="x") == one
     assert build.compile_source("int b;", name="x") != one
     assert build.compile_source("int a;", name="x", flags=("-DX",)) != one
+    monkeypatch.setattr(build, "processor", lambda: ("another", frozenset()))
+    assert build.compile_source("int a;", name="x") != one  # -march=native is of one processor
 
 
 def test_code_that_does_not_compile_says_where(tmp_path, monkeypatch):
@@ -579,6 +603,7 @@ def test_without_a_compiler(no_compiler, checkpoint, real, capsys):
     engine = open_engine(str(checkpoint), context=100)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "No C++ compiler was found" in said
+    assert "PyTorch's operators are used" in said
     assert isinstance(engine, TorchEngine)
     model, tokenizer = real
     prompt = tokenizer.chat("Why is the sky blue?")

@@ -27,7 +27,7 @@ def open_engine(name: str | None = None, **options: Any) -> Engine:
     try:
         return CpuEngine.from_checkpoint(name, **options)
     except NoCompiler as error:
-        print(error, file=sys.stderr)
+        print(f"{error} Until then PyTorch's operators are used.", file=sys.stderr)
         return TorchEngine(load_model(name)[0], context=options.get("context"))
 
 

@@ -7,7 +7,6 @@ rename wins, with the same content.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
@@ -18,21 +17,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from llmcourse.data.fetch import writing
 from llmcourse.errors import CourseError
+from llmcourse.measure.processor import processor
 from llmcourse.paths import cache
 
 FLAGS = (
-    "-std=gnu++17",
-    "-O3",
-    "-fPIC",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fno-tree-pre",
-    "-pthread",
-    "-Wall",
-    "-Wextra",
-    "-Wno-maybe-uninitialized",
+    *("-std=gnu++17", "-O3", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"),
+    *("-fno-math-errno", "-fno-trapping-math"),  # square roots and choices as vectors
+    "-fno-tree-pre",  # else gcc keeps more values than there are registers: prompts a sixth slower
 )
+
+
+_ROOM = 1_000_000  # bytes that a build needs, told when the disk is full
 
 
 class NoCompiler(CourseError):
@@ -50,8 +47,8 @@ def find_compiler() -> str:
         if path := shutil.which(name):
             return path
     raise NoCompiler(
-        "No C++ compiler was found (g++ or clang++), so PyTorch's operators are used; with Debian or "
-        "Ubuntu `apt install g++` brings one, on a Mac `xcode-select --install`."
+        "No C++ compiler was found (g++ or clang++); on Debian or Ubuntu `apt install g++` brings one, "
+        "on a Mac `xcode-select --install`."
     )
 
 
@@ -68,7 +65,8 @@ def build(
     with the compiler's first error, if it cannot be built.
     """
     compiler = find_compiler()
-    key = hashlib.sha256(repr((_version(compiler), platform.processor(), FLAGS, flags)).encode())
+    name_and_sets = (processor()[0], sorted(processor()[1]))
+    key = hashlib.sha256(repr((_version(compiler), name_and_sets, FLAGS, flags)).encode())
     for source, own in units:
         key.update(source.read_bytes() + repr(own).encode())
     for header in headers:
@@ -77,8 +75,7 @@ def build(
     target = folder / f"{name}-{key.hexdigest()[:16]}.so"
     if target.is_file():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{name}-") as work:
+    with writing(target, _ROOM), tempfile.TemporaryDirectory(dir=folder, prefix=f"{name}-") as work:
         running = []
         for n, (source, own) in enumerate(units):
             command = [compiler, *FLAGS, *flags, *own, "-c", str(source), "-o", f"{work}/{n}.o"]
@@ -98,12 +95,12 @@ def compile_source(source: str, *, name: str = "notebook", flags: Sequence[str] 
     Raises NoCompiler as `build` does.
     """
     folder = cache() / "native"
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:16]}.cpp"
     if not path.is_file():
-        with contextlib.closing(tempfile.NamedTemporaryFile("w", dir=folder, delete=False)) as file:
-            file.write(source)
-        os.replace(file.name, path)
+        with writing(path, _ROOM):
+            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+                file.write(source)
+            os.replace(file.name, path)
     native = () if platform.machine() == "arm64" else ("-march=native",)
     return build(name, [(path, ())], flags=(*native, *flags))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes as c
 import functools
-import os
 import platform
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -23,20 +22,14 @@ from llmcourse.kernels.build import build
 from llmcourse.kernels.engine import Engine, Ids, Logits
 from llmcourse.kernels.pack import GROUP, TILE, Plane
 from llmcourse.kernels.packed import Packed, packed_model
+from llmcourse.measure.processor import usable_cores
 
 NATIVE = Path(__file__).parent / "native"
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
 # Flags of each instruction set, fastest first.
 ISAS: dict[str, tuple[str, ...]] = {
-    "avx512": (
-        "-mavx2",
-        "-mfma",
-        "-mf16c",
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512vl",
-        "-mavx512vnni",
-    ),
-    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"),
+    "avx2": _AVX2,
     "plain": (),
 }
 _MOST_GROUP = 64  # kMaxGroup of layout.h
@@ -155,7 +148,7 @@ class CpuEngine(Engine):
         self._engine: int | None = None
         self._lib, self.packed, self.config = library(), packed, packed.config
         self.isa = isa or instruction_sets()[0]
-        self.threads = min(len(cores()), 8) if threads is None else threads
+        self.threads = min(usable_cores(), 8) if threads is None else threads
         operators = self._lib.find_operators(self.isa.encode())
         if operators is None:
             raise CourseError(
@@ -208,8 +201,8 @@ class CpuEngine(Engine):
         self, ids: Ids, *, max_tokens: int, end_ids: Collection[int] = ()
     ) -> list[int]:
         """The greedy tokens of `generate` in one list, without a return to Python between them."""
-        first = list(self.generate(ids, max_tokens=min(max_tokens, 1), end_ids=end_ids))
         self._check_room(ids, max_tokens)
+        first = list(self.generate(ids, max_tokens=min(max_tokens, 1), end_ids=end_ids))
         if not first or max_tokens == 1:
             return first
         out = np.empty(max_tokens - 1, np.int32)
@@ -238,13 +231,6 @@ class CpuEngine(Engine):
         if not self._engine:
             raise CourseError("This engine was closed; make another.")
         return self._engine
-
-
-def cores() -> Collection[int]:
-    try:
-        return os.sched_getaffinity(0)
-    except AttributeError:  # not on a Mac
-        return range(os.cpu_count() or 1)
 
 
 def _model(packed: Packed, context: int, turns: NDArray[np.float32]) -> _Model:

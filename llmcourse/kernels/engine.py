@@ -16,7 +16,10 @@ Logits = NDArray[np.float32]
 
 
 class Engine(ABC):
-    """A Llama at batch 1 with its own key/value cache. `config` is as in config.json."""
+    """A Llama at batch 1 with its own key/value cache: one text at a time.
+
+    `config` is as in config.json. Two texts at once need two engines.
+    """
 
     config: dict[str, Any]
     context: int  # the most tokens it holds

@@ -145,15 +145,16 @@ def packed_model(gguf: str | Path, *, head_bits: int = 8) -> Packed:
     facts = gguf.stat()
     name = f"{gguf.parent.name}-{facts.st_size:x}-{facts.st_mtime_ns:x}-{head_bits}-v{PACKER}"
     path = cache() / "packed" / f"{name}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with lock(path, "The weights are being packed"):
-        if not path.is_file():
-            save(pack_gguf(read_gguf(gguf), head_bits=head_bits), path)
+    with writing(path, facts.st_size), lock(path, "The weights are being packed"):
+        if path.is_file():
+            with contextlib.suppress(CourseError):  # a damaged one is made anew
+                return load(path)
+        save(pack_gguf(read_gguf(gguf), head_bits=head_bits), path)
     return load(path)
 
 
 def save(packed: Packed, path: Path) -> None:
-    """Write a safetensors file whose tensors begin at pages; complete, or not there at all."""
+    """Write a safetensors file whose tensors begin at cache lines; complete, or not there at all."""
     tensors = {**packed.arrays, **{k: p.blocks for k, p in packed.planes.items()}}
     kinds = {np.dtype(np.uint8): "U8", np.dtype(np.float32): "F32"}
     facts = {k: _facts(p) for k, p in packed.planes.items()}

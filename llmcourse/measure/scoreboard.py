@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from llmcourse import paths
 from llmcourse.errors import CourseError
+from llmcourse.measure.processor import processor
 from llmcourse.measure.quality import Estimate
 from llmcourse.measure.results import plain
 from llmcourse.measure.tables import Table, number_text
@@ -286,16 +287,7 @@ class Scoreboard:
 @cache
 def machine_name() -> str:
     """The processor, its cores and the system: enough to tell machines apart, no host name."""
-    return f"{_processor()}, {os.cpu_count()} CPUs, {platform.system()}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith(("model name", "Hardware", "Model")):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return f"{processor()[0]}, {os.cpu_count()} CPUs, {platform.system()}"
 
 
 @cache

@@ -184,7 +184,8 @@ def table(rows: list[dict[str, Any]], limit: dict[int, float]) -> str:
 
 def main() -> None:
     """Measure, print and write build/bench.json."""
-    from llmcourse.kernels.cpu import cores, instruction_sets
+    from llmcourse.kernels.cpu import instruction_sets
+    from llmcourse.measure.processor import processor, usable_cores
 
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.decode", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
@@ -194,7 +195,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench.json")
     options = parser.parse_args()
-    threads = options.threads or sorted({1, min(len(cores()), 64)})
+    threads = options.threads or sorted({1, min(usable_cores(), 64)})
     engines = [
         e for e in contestants() if e == OURS or not options.engines or e[0] in options.engines
     ]
@@ -213,7 +214,7 @@ def main() -> None:
         )
     installed = {PEERS[e][1] for e, _ in engines if e in PEERS} | {"torch"}
     report = {
-        "cpu": _cpu(),
+        "cpu": f"{processor()[0]}, {usable_cores()} cores",
         "instruction_set": instruction_sets()[0],
         "versions": {name: importlib.metadata.version(name) for name in sorted(installed)}
         | {
@@ -230,17 +231,6 @@ def main() -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     print(f"Written to {options.output}.")
-
-
-def _cpu() -> str:
-    """The processor's name and its number of cores here."""
-    from llmcourse.kernels.cpu import cores
-
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file() and (found := re.search(r"^model name\s*: (.*)$", info.read_text(), re.M)):
-        name = found[1]
-    return f"{name}, {len(cores())} cores"
 
 
 if __name__ == "__main__":

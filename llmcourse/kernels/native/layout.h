@@ -61,11 +61,10 @@ struct Softmax {
 // The same functions, compiled once for each instruction set.
 struct Operators {
     const char* name;
-    // y = or += W x for `count` tiles, x as wide as W or narrower (what is missing counts as zero):
-    // (at most four): tile, tile + stride, … Their rows come to y,
-    // y + next, …, those of the next token y_step further on. If `spread` is given, to it in the same
-    // way √Σ (scale * |x|)² over the groups of a row: how far it moves if its codes do. (One token, no
-    // mins.)
+    // y = or += W x for `count` tiles: tile, tile + stride, … Their rows come to y, y + next, …, those
+    // of the next token y_step further on. x is as wide as W or narrower; what is missing counts as
+    // zero. If `spread` is given, to it in the same way √Σ (scale * |x|)² over the groups of a row: how
+    // far it moves if its codes do. (One token, no mins.)
     void (*matmul)(const Matrix& w, int tile, int stride, int count, const Acts& x, int tokens,
                    float* y, int64_t next, int64_t y_step, bool add, float* spread);
     // y = x / sqrt(mean(x²) + eps) * weight; n values.

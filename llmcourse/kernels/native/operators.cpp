@@ -109,13 +109,13 @@ inline Floats exp(Floats x) {
     return (Floats)((Ints)p + ((Ints)shifted << 23));
 }
 
-// TILES tiles, `stride` apart, times TOKENS tokens. Decoding takes four tiles at once, not for the
-// arithmetic but for the memory: far apart they are four streams, and with one stream a core cannot
-// ask for enough. A prompt takes four tokens at once: codes are loaded and split once for all.
-constexpr int kAhead = 1024;
+constexpr int kAhead = 1024;  // bytes, three or four groups: what a tile reads next is fetched already
 
 enum Kind { kMins, kRatio, kSpread };
 
+// TILES tiles, `stride` apart, times TOKENS tokens. Decoding takes four tiles at once, not for the
+// arithmetic but for the memory: far apart they are four streams, and with one stream a core cannot
+// ask for enough. A prompt takes four tokens at once: codes are loaded and split once for all.
 template <int TILES, int TOKENS, Kind KIND>
 void tiles(const Matrix& w, int64_t tile, int64_t stride, const Acts& x, float* y, int64_t next,
            int64_t y_step, bool add, float* spread) {
@@ -132,7 +132,7 @@ void tiles(const Matrix& w, int64_t tile, int64_t stride, const Acts& x, float* 
         for (int64_t g = 0, inside = 0; g < groups; g++) {
             const bool ends = ++inside == w.groups;  // the block, and so its scales
             for (int t = 0; t < TILES; t++) {
-                if (TOKENS == 1)  // to the second-level cache, three or four groups ahead
+                if (TOKENS == 1)  // to the second-level cache
                     for (int i = 0; i < 320; i += 64) __builtin_prefetch(codes[t] + kAhead + i, 0, 2);
                 Ints s[P][TOKENS] = {};
                 for (int v = 0; v < 4; v++)
@@ -150,7 +150,7 @@ void tiles(const Matrix& w, int64_t tile, int64_t stride, const Acts& x, float* 
                         float xs = x.scale[m * groups + g], sum = x.sum[m * groups + g];
                         Floats& a = acc[t][p][m];
                         if (KIND == kMins)
-                            a += load_half(scales[t] + 2 * (kRows + W * p)) * sum, a += scale * xs * total(s[p][m]);
+                            a += load_half(scales[t] + 2 * (kRows + W * p)) * sum, a += scale * (w.factor * xs) * total(s[p][m]);
                         else
                             a += scale * (total(s[p][m]) * (w.factor * xs) + w.ratio * sum);
                     }
@@ -213,7 +213,7 @@ void quantize(const float* x, int n, const Acts& out, int token) {
             Floats part = load<Floats>(v + i);
             most = max(most, max(part, -part));
         }
-        const float largest = top(most), inverse = largest > 0 ? 127 / largest : 0;
+        const float largest = top(most), inverse = largest > 1e-30f ? 127 / largest : 0;  // else inf
         int32_t whole[kGroup];  // q in the lowest bits
         for (int i = 0; i < kGroup; i += W) {
             Floats shifted = load<Floats>(v + i) * inverse + kMagic;
