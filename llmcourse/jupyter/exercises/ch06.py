@@ -36,7 +36,7 @@ def check_rms_norm(rms_norm: Callable[[Tensor, Tensor, float], Tensor]) -> None:
         right = weight * x / (square.mean(-1, keepdim=True) + eps).sqrt()
         by_first = square.mean(0, keepdim=True)
         expect_close(
-            got, right, given=given, tol=1e-4,
+            got, right, given=given, tol=1e-5,
             why="Some entries differ. Square, mean over the last axis, add eps, root, divide, weight.",
             slips=[
                 (weight * centred / (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt(),
@@ -92,7 +92,7 @@ def check_grouped(grouped_scores: Callable[[Tensor, Tensor], Tensor]) -> None:
         right = q @ keys.mT / D**0.5
         hidden = (got < -1e4) & torch.ones(T, S, dtype=torch.bool).triu(1)
         expect_close(
-            got, right, given=given, tol=1e-4,
+            got, right, given=given, tol=1e-5,
             why="Some score is another. Query head h reads key head h // (H / G); the scale is 1/√D.",
             slips=[
                 (q @ tiled.mT / D**0.5,
@@ -135,7 +135,7 @@ def check_halves(to_halves: Callable[[Tensor, int], Tensor]) -> None:
         swapped = torch.cat([each[:, 1::2], each[:, 0::2]], 1).reshape(HD, C)
         order = torch.cat([torch.arange(0, HD, 2), torch.arange(1, HD, 2)])
         expect_close(
-            got, right, given=given, tol=1e-4,
+            got, right, given=given, tol=1e-5,
             why="Some row is not where it should be. Write down the order for one head of 6 rows.",
             slips=[
                 (back,
@@ -248,7 +248,7 @@ def check_nucleus(nucleus: Callable[[Tensor, float], Tensor]) -> None:
         right = _cut(p, inside)
         zero = torch.zeros_like(p)
         expect_close(
-            got, right, given=given, tol=1e-4,
+            got, right, given=given, tol=1e-5,
             why="Keep the likeliest tokens until their sum reaches the share, then divide by the sum.",
             slips=[
                 (_cut(p, short),
@@ -309,7 +309,7 @@ def check_perplexity(perplexity_of: Callable[[Tensor, Tensor, Tensor], float]) -
         back = -log_p[:, 1:].gather(-1, ids[:, :-1, None])[..., 0]  # places 1 … speak of 0 …
         raw = -logits.double()[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
         expect_close(
-            got, mean.exp(), given=given, tol=1e-4,
+            got, mean.exp(), given=given, tol=1e-5,
             why="Not yet. Shift by one, keep the real tokens, take the mean of −log p, then exp.",
             slips=[
                 (same[real].mean().exp(),
