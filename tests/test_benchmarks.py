@@ -63,7 +63,7 @@ def test_seconds_is_a_median_without_the_first(monkeypatch):
 def test_an_engine_that_fails_says_why():
     """Does a failing process give its last line, not a silent gap?"""
     with pytest.raises(RuntimeError, match="KeyError"):
-        decode.measure("llama.cpp", "Q9_9", 1)
+        decode.measure("nobody", "Q4_1", 1)
 
 
 def test_recorded_rows():

@@ -426,6 +426,20 @@ def test_guess_among_options():
     assert "not what you expected" in one.against("down").text
 
 
+def test_guess_is_asked_in_good_english(monkeypatch):
+    """Are the options listed after the question, whatever words they are, and none for a number?"""
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **_: shown.append(data))
+    guess.predict("w", "What comes next?", options=["it trains", "a <shape>", "nothing"])
+    guess.predict("n", "How fast?", "tokens/s")
+    words, count = shown
+    assert words["text/plain"].startswith(
+        "Guess: What comes next? Choose: it trains · a <shape> · nothing. No guess yet"
+    )
+    assert "What comes next?</strong> Choose: it trains · a &lt;shape&gt;" in words["text/html"]
+    assert count["text/plain"].startswith("Guess: How fast? (tokens/s) No guess yet")
+
+
 def test_guess_form():
     """Does the form keep what is typed on Enter, and ask again for what is no number?"""
     ask = guess.Guess("f", "How fast?", "tokens/s", None)

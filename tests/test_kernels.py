@@ -114,7 +114,7 @@ def dequantized(acts):
 
 @each_isa
 @settings(max_examples=80, deadline=None)
-@given(**shapes, tokens=st.integers(1, 9))
+@given(**shapes, tokens=st.integers(1, 17))
 def test_matmul_equals_float64(isa, rows, cols, kind, group, seed, tokens):
     """Is the product that of the codes in float64, for any shape, format, group and tokens?
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -227,6 +228,43 @@ def test_bad_options_say_so():
     engine.close()
     with pytest.raises(CourseError, match="was closed"):
         engine.read([1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_threads_that_cannot_start_say_so():
+    """Where the system gives no stack for another thread, is there one sentence, and no abort?"""
+    program = """
+import sys; sys.path.insert(0, "tests")
+import resource, psutil
+from test_kernels_engine import CourseError, CpuEngine, a_llama, pack_of
+weights = pack_of(a_llama())
+CpuEngine(weights, threads=1)
+room = psutil.Process().memory_info().vms + 100_000_000  # a thread's stack takes 8 MB of it
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+try:
+    CpuEngine(weights, threads=64)
+except CourseError as error:
+    print(error)
+print(len(CpuEngine(weights, threads=2).generate_all([1], max_tokens=5)))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "There is no memory for the engine" in done.stdout and done.stdout.endswith("5\n")
+
+
+def test_spent_adds_up():
+    """Are the parts of a step what it took, and none of them waiting where one thread works alone?"""
+    engine = CpuEngine(pack_of(a_llama(layers=4, vocab=5000)), threads=1)
+    engine.read([1])
+    before = engine.spent
+    start = time.perf_counter()
+    engine.generate_all(list(range(90)), max_tokens=200)
+    took = time.perf_counter() - start
+    spent = {name: engine.spent[name] - before[name] for name in before}
+    assert set(spent) == set(cpu.PARTS) and all(s > 0 for s in spent.values())
+    assert 0.3 * took < sum(spent.values()) <= took
+    assert spent["waiting"] < 0.2 * sum(spent.values())
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import random
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -750,6 +751,20 @@ def test_table_is_accessible_and_escaped():
     assert "a &amp; b" in html and "&lt;1&gt;" in html and "<li>note</li>" in html
     assert "var(--jp-" in html
     assert not any(word in html for word in ("white", "black", "#fff", "#000"))
+
+
+def test_table_aligns_words_left_and_figures_right():
+    """Do figures, and their column's head, stand right and in one line, and words left?"""
+    rows = (
+        ("1 core", "22.8 ms to 38.6 ms", "It sat.", "–", "none", "−3", ""),
+        ("2 cores", "9 ms", "She ran 3 km.", "–", "+0.4", "n/a", ""),
+    )
+    html = Table("t", ("", "time", "said", "gap", "gain", "loss", "left"), rows)._repr_html_()
+    found = re.findall(r'<t[hd][^>]* style="([^"]*)"', html)
+    right = [False, True, False, False, True, True, False]
+    assert ["text-align:right;white-space:nowrap" in style for style in found] == 3 * right
+    assert ["text-align:left" in style for style in found] == 3 * [not r for r in right]
+    assert Table("empty", ("a", "b"), ())._repr_html_().count("text-align:left") == 3
 
 
 def test_numbers_read_well():

@@ -140,9 +140,7 @@ def _show(guess: Guess) -> None:
         f"Your guess: {said}." if said else "No guess yet: run this cell, make one, then go on."
     )
     asked = f"{guess.question}" + (f" ({guess.unit})" if guess.unit else "")
-    listed = (
-        f" Is it {', '.join(guess.options[:-1])} or {guess.options[-1]}?" if guess.options else ""
-    )
+    listed = f" Choose: {' · '.join(guess.options)}." if guess.options else ""
     text = f"Guess: {asked}{listed} {status}"
     html = panel(
         "news",

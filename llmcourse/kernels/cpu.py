@@ -78,8 +78,15 @@ def build_library(flags: Sequence[str] = ()) -> Path:
     return build("engine", units, headers=[NATIVE / "layout.h"], flags=flags)
 
 
+# What a step is made of, in the order of `Part` in layout.h.
+PARTS = ("qkv", "attention", "o", "gate_up", "down", "head", "waiting")
+
+
 class _State(c.Structure):
-    _fields_ = [("length", _I), ("team_steps", c.c_int64), ("solo_steps", c.c_int64)]
+    _fields_ = [
+        ("length", _I), ("team_steps", c.c_int64), ("solo_steps", c.c_int64),
+        ("spent", c.c_int64 * len(PARTS)),
+    ]  # fmt: skip
 
 
 @functools.cache
@@ -169,7 +176,7 @@ class CpuEngine(Engine):
         self._model = _model(packed, self.context, self._turns)
         self._engine = self._lib.engine_new(c.byref(self._model), operators, self.threads)
         if not self._engine:
-            raise CourseError("There is no memory for the engine; close other programs.")
+            raise CourseError("There is no memory for the engine, or for its threads; close other programs.")
 
     @classmethod
     def from_checkpoint(cls, name: str | None = None, **options: Any) -> CpuEngine:
@@ -196,6 +203,14 @@ class CpuEngine(Engine):
     def steps(self) -> dict[str, int]:
         """How many steps all threads made, and how many one made alone because others were slow."""
         return {"team": self._state.team_steps, "solo": self._state.solo_steps}
+
+    @property
+    def spent(self) -> dict[str, float]:
+        """Seconds of the caller's thread since the engine was made, by the parts of a step.
+
+        Each matrix product is counted with what prepares its input; "waiting" is at barriers.
+        """
+        return {name: ns / 1e9 for name, ns in zip(PARTS, self._state.spent, strict=True)}
 
     def generate_all(
         self, ids: Ids, *, max_tokens: int, end_ids: Collection[int] = ()

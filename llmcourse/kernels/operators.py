@@ -29,7 +29,7 @@ class _Acts(c.Structure):
     ]  # fmt: skip
 
 
-class _Head(c.Structure):
+class _Chunk(c.Structure):
     _fields_ = [("keys", _P), ("values", _P)]
 
 
@@ -51,7 +51,7 @@ class _Table(c.Structure):
         ("swiglu", c.CFUNCTYPE(None, _P, _P, c.c_int, _P)),
         ("reach", c.CFUNCTYPE(c.c_float, _P, _P, c.c_float)),
         ("store", c.CFUNCTYPE(None, _P, c.c_int, c.c_int, _P, _P)),
-        ("attend", c.CFUNCTYPE(None, _P, c.c_int, c.c_int, c.c_int, _P, c.c_int, _P)),
+        ("attend", c.CFUNCTYPE(None, _P, c.c_int, c.c_int, _P, c.c_int, _P)),
     ]
 
 
@@ -163,17 +163,15 @@ class Operators:
         """
         (R, D), S = q.shape, len(k)
         q, k, v = (np.ascontiguousarray(a, np.float32) for a in (q, k, v))
-        room = -(-S // CHUNK) * CHUNK
-        keys, values = np.zeros(room * D, np.uint16), np.zeros(room * D, np.uint16)
-        head = _Head(keys.ctypes.data, values.ctypes.data)
-        for position in range(S):
-            self._table.store(
-                c.byref(head), position, D, k[position].ctypes.data, v[position].ctypes.data
-            )
+        cache = np.zeros((-(-S // CHUNK), 2, CHUNK * D), np.uint16)  # keys, then values
         o = np.zeros((R, D), np.float32)
         state = (_Softmax * R)(*(_Softmax(-np.inf, 0.0, o[r].ctypes.data) for r in range(R)))
-        for begin in range(0, S, CHUNK):
-            end = min(S, begin + CHUNK)
-            self._table.attend(c.byref(head), begin, end, D, q.ctypes.data, R, state)
+        for begin, (keys, values) in zip(range(0, S, CHUNK), cache, strict=True):
+            chunk = _Chunk(keys.ctypes.data, values.ctypes.data)
+            here = min(S - begin, CHUNK)
+            for at in range(here):
+                one = k[begin + at].ctypes.data, v[begin + at].ctypes.data
+                self._table.store(c.byref(chunk), at, D, *one)
+            self._table.attend(c.byref(chunk), here, D, q.ctypes.data, R, state)
         sums: Floats = np.array([[s.sum] for s in state], np.float32)
         return np.divide(o, sums, dtype=np.float32)

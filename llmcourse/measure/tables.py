@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from html import escape
 
 # JupyterLab's variables where there are any, else the page's colours: right in dark and light.
 _LINE = "1px solid var(--jp-border-color2, rgba(128, 128, 128, 0.5))"
 _MARK = "var(--jp-layout-color2, rgba(128, 128, 128, 0.18))"
+_NUMBER = re.compile(r"[0-9+\-−]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +23,12 @@ class Table:
     marked: frozenset[int] = frozenset()
 
     def _repr_html_(self) -> str:
+        figures = [i > 0 and self._has_figures(i) for i in range(len(self.columns))]
         head = "".join(
-            f'<th scope="col" style="{_cell(i)}border-bottom:{_LINE}">{escape(name)}</th>'
-            for i, name in enumerate(self.columns)
+            f'<th scope="col" style="{_cell(of_figures)}border-bottom:{_LINE}">{escape(name)}</th>'
+            for name, of_figures in zip(self.columns, figures, strict=True)
         )
-        body = "".join(self._html_row(i, row) for i, row in enumerate(self.rows))
+        body = "".join(self._html_row(i, row, figures) for i, row in enumerate(self.rows))
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
         return (
             '<div class="llmcourse-table" style="overflow-x:auto">'
@@ -37,11 +40,18 @@ class Table:
             + "</div>"
         )
 
-    def _html_row(self, index: int, row: tuple[str, ...]) -> str:
+    def _has_figures(self, column: int) -> bool:
+        """Does a cell of this column begin as a number does? Else it holds words."""
+        return any(_NUMBER.match(row[column]) for row in self.rows)
+
+    def _html_row(self, index: int, row: tuple[str, ...], figures: list[bool]) -> str:
         first, *rest = row
         background = f' style="background:{_MARK}"' if index in self.marked else ""
-        cells = "".join(f'<td style="{_cell(i)}">{escape(c)}</td>' for i, c in enumerate(rest, 1))
-        name = f'<th scope="row" style="{_cell(0)}">{escape(first)}</th>'
+        cells = "".join(
+            f'<td style="{_cell(of_figures)}">{escape(c)}</td>'
+            for c, of_figures in zip(rest, figures[1:], strict=True)
+        )
+        name = f'<th scope="row" style="{_cell(False)}">{escape(first)}</th>'
         return f"<tr{background}>{name}{cells}</tr>"
 
     def __str__(self) -> str:
@@ -58,9 +68,10 @@ class Table:
     __repr__ = __str__
 
 
-def _cell(column: int) -> str:
-    """The inline style of a cell: names to the left, figures to the right."""
-    return f"text-align:{'left' if column == 0 else 'right'};padding:0.2em 0.7em;"
+def _cell(of_figures: bool) -> str:
+    """The inline style of a cell: words to the left, figures to the right and in one line."""
+    align = "text-align:right;white-space:nowrap;" if of_figures else "text-align:left;"
+    return f"{align}padding:0.2em 0.7em;"
 
 
 def seconds_text(seconds: float) -> str:

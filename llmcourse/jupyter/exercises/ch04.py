@@ -592,7 +592,7 @@ EXERCISES: tuple[Exercise, ...] = (
             "Sort grown by log_p / ((5 + n) / 6) ** penalty, keep the first `width`, and do so `longest` "
             "times; then the first of the beam is the answer, without EOS.",
         ),
-        "Twelve lines. What the room adds is only batching: all hypotheses in one step of the model.",
+        "Twelve lines. What the course's version adds is only batching: all hypotheses in one step of the model.",
     ),
     Exercise(
         "4.6",

@@ -30,9 +30,7 @@ struct Matrix {
 };
 
 // Eight bits are two such matrices, the high and the low halves of every code, and y is the sum.
-struct Linear {
-    Matrix high, low;       // low.codes is null for four bits
-};
+struct Linear { Matrix high, low; };  // low.codes is null for four bits
 
 // Activations of some tokens, 32 at a time as int8: x ≈ scale * q, and `sum` is scale * Σ q. *Subtle*:
 // the sum of the true x would be worse. Codes 0..15 meet the error of q far from zero, and only the
@@ -45,12 +43,9 @@ struct Acts {
     const float* energy = nullptr;  // Σ x² of each group; only `spread` of matmul needs it
 };
 
-// One key/value head of one layer, fp16. Keys lie in blocks of 16 positions, turned: [block][D][16],
-// so that a vector holds one coordinate of neighbouring positions. Values lie plainly: [position][D].
-struct Head {
-    uint16_t* keys;
-    uint16_t* values;
-};
+// kChunk positions of one key/value head of one layer, fp16. Keys lie in blocks of 16 positions, turned:
+// [block][D][16], so that a vector holds one coordinate of neighbours. Values lie plainly: [position][D].
+struct Chunk { uint16_t *keys, *values; };
 
 // A softmax under way over some positions: o = Σ exp(s - max) v, sum = Σ exp(s - max).
 struct Softmax {
@@ -75,12 +70,10 @@ struct Operators {
     void (*swiglu)(const float* gate, const float* up, int n, float* y);
     // The greatest y + times * spread of the 16 rows of a tile.
     float (*reach)(const float* y, const float* spread, float times);
-    // Put the key and value of one position into the cache; D a multiple of 16.
-    void (*store)(const Head& head, int position, int D, const float* k, const float* v);
-    // Let the softmaxes of `queries` (queries, D), already scaled, take in positions begin..end-1:
-    // at most kChunk, `begin` a multiple of 16.
-    void (*attend)(const Head& head, int begin, int end, int D, const float* q, int queries,
-                   Softmax* state);
+    // Put the key and value of one position into its chunk, D values each; D a multiple of 16.
+    void (*store)(const Chunk& chunk, int at, int D, const float* k, const float* v);
+    // Let the softmaxes of `queries` (queries, D), already scaled, take in the first `here` positions.
+    void (*attend)(const Chunk& chunk, int here, int D, const float* q, int queries, Softmax* state);
 };
 
 struct Layer {
@@ -102,9 +95,13 @@ struct Model {
     Linear head;
 };
 
+// What a step is made of; `kWaiting` is at barriers, for whoever is not yet there.
+enum Part { kQkv, kAttention, kO, kGateUp, kDown, kHead, kWaiting, kParts };
+
 struct State {              // of an engine, for Python to read; it may lower `length`
     int32_t length;         // positions in the cache
     int64_t team_steps, solo_steps;
+    int64_t spent[kParts];  // nanoseconds of the caller's own thread, since the engine was made
 };
 
 // fp16 has 5 bits of exponent and 10 of fraction. Shifted into a float's place, the exponent is 112

@@ -109,13 +109,14 @@ inline Floats exp(Floats x) {
     return (Floats)((Ints)p + ((Ints)shifted << 23));
 }
 
-constexpr int kAhead = 1024;  // bytes, three or four groups: what a tile reads next is fetched already
+constexpr int kAhead = 3072;  // bytes, ten groups: what a tile reads next is fetched already
+constexpr int kTogether = W == 16 ? 8 : 4;  // tokens of a prompt: as many sums as there are registers for
 
 enum Kind { kMins, kRatio, kSpread };
 
 // TILES tiles, `stride` apart, times TOKENS tokens. Decoding takes four tiles at once, not for the
 // arithmetic but for the memory: far apart they are four streams, and with one stream a core cannot
-// ask for enough. A prompt takes four tokens at once: codes are loaded and split once for all.
+// ask for enough. A prompt takes several tokens at once: codes are loaded and split once for all.
 template <int TILES, int TOKENS, Kind KIND>
 void tiles(const Matrix& w, int64_t tile, int64_t stride, const Acts& x, float* y, int64_t next,
            int64_t y_step, bool add, float* spread) {
@@ -179,10 +180,10 @@ void matmul(const Matrix& w, int tile, int stride, int count, const Acts& x, int
             int64_t next, int64_t y_step, bool add, float* spread) {
     const int groups = x.cols / kGroup;
     for (int m = 0, taken; m < tokens; m += taken) {
-        taken = tokens - m >= 4 ? 4 : 1;
+        taken = tokens - m >= kTogether ? kTogether : 1;
         const int together = taken == 1 && count == 4 ? 4 : 1;
         const auto kernel = together == 4 ? kernel_for<4, 1>(w, spread)
-                            : taken == 4  ? kernel_for<1, 4>(w, spread) : kernel_for<1, 1>(w, spread);
+                            : taken > 1   ? kernel_for<1, kTogether>(w, spread) : kernel_for<1, 1>(w, spread);
         const Acts rest{x.q + (int64_t)m * x.cols, x.scale + (int64_t)m * groups,
                         x.sum + (int64_t)m * groups, x.cols, x.energy};
         for (int t = 0; t < count; t += together)
@@ -240,35 +241,35 @@ float reach(const float* y, const float* spread, float times) {
     return top(most);
 }
 
-void store(const Head& head, int position, int D, const float* k, const float* v) {
-    uint16_t* block = head.keys + (int64_t)(position / 16) * D * 16 + position % 16;
+void store(const Chunk& chunk, int at, int D, const float* k, const float* v) {
+    uint16_t* block = chunk.keys + at / 16 * D * 16 + at % 16;
     for (int d = 0; d < D; d += W) {
         uint16_t half[W];
         save_half(half, load<Floats>(k + d));
         for (int i = 0; i < W; i++) block[(d + i) * 16] = half[i];
-        save_half(head.values + (int64_t)position * D + d, load<Floats>(v + d));
+        save_half(chunk.values + at * D + d, load<Floats>(v + d));
     }
 }
 
-// R queries share every key and value that is loaded: that is what grouped heads save. Sixteen
-// positions, then sixteen coordinates, at a time: enough sums side by side to hide an addition's delay.
+// R queries share every key and value that is loaded: that is what grouped heads save.
 template <int R>
-void attend(const Head& head, int begin, int end, int D, const float* q, Softmax* state) {
+void attend(const Chunk& chunk, int here, int D, const float* q, Softmax* state) {
     constexpr int P = 16 / W;
-    const int here = end - begin, filled = (here + 15) / 16 * 16;
-    float p[R][kChunk];
+    const int filled = (here + 15) / 16 * 16;
+    float p[R][kChunk], kept[R];
     for (int at = 0; at < filled; at += 16) {
-        const uint16_t* keys = head.keys + (int64_t)(begin + at) * D;
+        const uint16_t *keys = chunk.keys + at * D, *values = chunk.values + at * D;
         Floats s[R][P] = {};
-        for (int d = 0; d < D; d++)
+        for (int d = 0; d < D; d++) {
+            __builtin_prefetch(values + d * 16);  // as far down, and wanted soon
             for (int i = 0; i < P; i++) {
                 Floats k = load_half(keys + d * 16 + i * W);
                 for (int r = 0; r < R; r++) s[r][i] += k * q[r * D + d];
             }
+        }
         for (int r = 0; r < R; r++)
             for (int i = 0; i < P; i++) save(p[r] + at + i * W, s[r][i]);
     }
-    float kept[R];
     for (int r = 0; r < R; r++) {
         for (int i = here; i < filled; i++) p[r][i] = -INFINITY;  // not there yet: counts 1e-38
         Floats most = all(state[r].max), sums = {};
@@ -283,13 +284,13 @@ void attend(const Head& head, int begin, int end, int D, const float* q, Softmax
         state[r].max = highest;
     }
     for (int d = 0; d < D; d += 16) {
-        const uint16_t* values = head.values + (int64_t)begin * D + d;
+        const uint16_t* values = chunk.values + d;
         Floats o[R][P];
         for (int r = 0; r < R; r++)
             for (int i = 0; i < P; i++) o[r][i] = load<Floats>(state[r].o + d + i * W) * kept[r];
         for (int at = 0; at < here; at++)
             for (int i = 0; i < P; i++) {
-                Floats v = load_half(values + (int64_t)at * D + i * W);
+                Floats v = load_half(values + at * D + i * W);
                 for (int r = 0; r < R; r++) o[r][i] += v * p[r][at];
             }
         for (int r = 0; r < R; r++)
@@ -297,11 +298,10 @@ void attend(const Head& head, int begin, int end, int D, const float* q, Softmax
     }
 }
 
-void attend(const Head& head, int begin, int end, int D, const float* q, int queries,
-            Softmax* state) {
+void attend(const Chunk& chunk, int here, int D, const float* q, int queries, Softmax* state) {
     for (int r = 0, taken; r < queries; r += taken) {
         taken = queries - r >= 3 ? 3 : 1;
-        (taken == 3 ? attend<3> : attend<1>)(head, begin, end, D, q + (int64_t)r * D, state + r);
+        (taken == 3 ? attend<3> : attend<1>)(chunk, here, D, q + (int64_t)r * D, state + r);
     }
 }
 

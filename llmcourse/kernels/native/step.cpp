@@ -37,12 +37,14 @@ template <class Ready> int64_t wait_until(Ready ready) {
 // Threads that stay. `run` gives all of them one job; `sync` and `share` are for use inside it.
 class Team {
   public:
-    explicit Team(int size) : members_(size) {
-        for (int t = 1; t < size; t++) members_[t].thread = std::thread([this, t] { work(t); });
-    }
+    explicit Team(int size) : members_(size) {}
     ~Team() {
         { std::lock_guard<std::mutex> lock(mutex_); stop_ = true; wake_.notify_all(); }
         for (Member& m : members_) if (m.thread.joinable()) m.thread.join();
+    }
+    // Not in the constructor: if the system gives no more threads, those that run must be let go.
+    void start() {
+        for (int t = 1; t < size(); t++) members_[t].thread = std::thread([this, t] { work(t); });
     }
     int size() const { return members_.size(); }
     int active(int t) const { return members_[t].active; }
@@ -164,6 +166,7 @@ class Engine {
                              arena.take<float>(each * D), arena.take<float>(2 * D),
                              arena.take<float>(width), arena.take<float>(4 * kRows * kBlock),
                              arena.take<float>(m.hidden / kGroup + 1), {}, {}});
+        team.start();
     }
 
     // Read n tokens behind what is in the cache, and write the logits (wanted, V) of the last `wanted`
@@ -212,22 +215,32 @@ class Engine {
 
     // ---- One step: `tokens` tokens through all layers ----------------------------------------------
     void forward(int t) {
+        if (t == 0) mark = Clock::now();
         team.share(t, tokens, 1, [&](int i) { embed(first_id[i], x + i * x_step); });
-        team.sync(t);
+        done(t, kHead);
         for (int n = 0; n < m.num_layers; n++) {
             const Layer& layer = m.layers[n];
             matmul(t, layer.qkv, normed(t, layer.attention_norm), qkv, qkv_step, false);
-            team.sync(t);
+            done(t, kQkv);
             matmul(t, layer.o, attention(t, n), x, x_step, true);
-            team.sync(t);
+            done(t, kO);
             feed_forward(t, layer, normed(t, layer.ffn_norm));
-            team.sync(t);
+            done(t, kGateUp);
             matmul(t, layer.down, ffn_acts, x, x_step, true);
-            team.sync(t);
+            done(t, kDown);
         }
         if (!greedy) all_logits(t);
         else if (last) best(t);
+        count(t, kHead);
     }
+
+    // Thread 0 keeps the time: what has passed since the last mark was spent on `part`.
+    void count(int t, Part part) {
+        if (t != 0) return;
+        const auto now = Clock::now();
+        state.spent[part] += (now - mark).count(), mark = now;
+    }
+    void done(int t, Part part) { count(t, part), team.sync(t), count(t, kWaiting); }
 
     // body(tile, stride, count) for the tiles of a matrix, four at a time, a quarter of it apart.
     template <class Body> void for_units(int t, const Linear& w, int grain, Body body) {
@@ -289,9 +302,10 @@ class Engine {
         }
     }
 
-    Head cache(int layer, int g) const {
-        const int64_t at = ((int64_t)layer * m.kv_heads + g) * room * D;
-        return {keys + at, values + at};
+    // The keys and values of a chunk lie together for all layers and heads, in the order of their use.
+    Chunk cache(int layer, int g, int chunk) const {
+        uint16_t* at = kept + (((int64_t)chunk * m.num_layers + layer) * m.kv_heads + g) * 2 * kChunk * D;
+        return {at, at + kChunk * D};
     }
 
     void append(int t, int layer, int i, int g) {
@@ -299,7 +313,7 @@ class Engine {
         const float* row = qkv + i * qkv_step + width + g * m.head_dim;
         rotate(row, i, 1, k);
         std::copy_n(row + m.kv_heads * m.head_dim, m.head_dim, v);
-        op.store(cache(layer, g), length + i, D, k, v);
+        op.store(cache(layer, g, (length + i) / kChunk), (length + i) % kChunk, D, k, v);
     }
 
     // A softmax over chunks begin..end of the cache, for token i and all queries that share head g;
@@ -315,8 +329,7 @@ class Engine {
             state[r] = {-INFINITY, 0, part + 2};
         }
         for (int c = begin; c < end; c++)
-            op.attend(cache(layer, g), c * kChunk, std::min(length + i + 1, (c + 1) * kChunk), D, q, each,
-                      state);
+            op.attend(cache(layer, g, c), std::min(length + i + 1 - c * kChunk, kChunk), D, q, each, state);
         for (int r = 0; r < each; r++) state[r].o[-2] = state[r].max, state[r].o[-1] = state[r].sum;
     }
 
@@ -349,18 +362,19 @@ class Engine {
                 if (chunk == chunks - 1) append(t, layer, 0, g);
                 attend(t, layer, 0, g, chunk, chunk + 1, chunk);
             });
-            team.sync(t);
+            done(t, kAttention);
             merge(t, 0, chunks, desks[t].attention, 0);
+            count(t, kAttention);
             return desks[t].attention;
         }
         team.share(t, tokens * G, 1, [&](int item) { append(t, layer, item / G, item % G); });
-        team.sync(t);
+        done(t, kAttention);
         team.share(t, tokens * G, 1, [&](int item) {
             attend(t, layer, item / G, item % G, 0, (length + item / G) / kChunk + 1, item / G);
         });
-        team.sync(t);
+        done(t, kAttention);
         team.share(t, tokens, 1, [&](int i) { merge(t, i, 1, attention_acts, i); });
-        team.sync(t);
+        done(t, kAttention);
         return attention_acts;
     }
 
@@ -461,8 +475,7 @@ class Engine {
     const int D = up(m.head_dim, 16), width = m.heads * m.head_dim, each = m.heads / m.kv_heads;
     const int64_t room = up(m.context, kChunk), x_step = up(m.hidden, kRows), part_step = D + 2;
     const int64_t qkv_step = up(width + 2 * m.kv_heads * m.head_dim, kRows), logit_step = up(m.vocab, kRows);
-    uint16_t* const keys = arena.take<uint16_t>(m.num_layers * m.kv_heads * room * D);
-    uint16_t* const values = arena.take<uint16_t>(m.num_layers * m.kv_heads * room * D);
+    uint16_t* const kept = arena.take<uint16_t>(2 * m.num_layers * m.kv_heads * room * D);
     float* const x = arena.take<float>(kBlock * x_step);
     float* const qkv = arena.take<float>(kBlock * qkv_step);
     float* const parts = arena.take<float>(std::max<int64_t>(kBlock, room / kChunk) * m.heads * part_step);
@@ -479,6 +492,7 @@ class Engine {
     float* out = nullptr;
     int& length = state.length;
     int solo_left = 0, patience = 4;
+    Clock::time_point mark;
     double solo_ns = 0, team_ns = 0, slept_ns = 0;  // smoothed, of a step
 };
 
@@ -505,13 +519,9 @@ const Operators* find_operators(const char* name) {
     return is("plain") ? &operators_plain : nullptr;
 }
 
-// The weights that `model` points to must outlive the engine. Null if there is no memory.
+// The weights that `model` points to must outlive the engine. Null if there is no memory, or no thread.
 void* engine_new(const Model* model, const Operators* op, int threads) {
-    try {
-        return new Engine(*model, *op, threads);
-    } catch (...) {
-        return nullptr;
-    }
+    try { return new Engine(*model, *op, threads); } catch (...) { return nullptr; }
 }
 void engine_free(void* engine) { delete static_cast<Engine*>(engine); }
 
