@@ -28,6 +28,7 @@ from llmcourse.kernels import build, cpu, packed
 from llmcourse.kernels.build import NoCompiler
 from llmcourse.kernels.cpu import CpuEngine, instruction_sets
 from llmcourse.kernels.pack import unpack
+from llmcourse.measure.processor import usable_cores
 from llmcourse.models.llama import Llama, LlamaConfig
 
 try:
@@ -279,6 +280,17 @@ def test_any_number_of_threads_gives_the_same_bits(isa):
         found.append([engine.read([token]) for token in ids[150:]])
     np.testing.assert_array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[0], found[2])
+
+
+@pytest.mark.skipif(usable_cores() > 32, reason="an engine has at most 64 threads")
+def test_a_team_that_must_wait_goes_solo():
+    """With eight threads a core, do most steps go solo, is the team tried again, and no token changed?"""
+    weights = pack_of(a_llama(vocab=2000, hidden=96, context=600))
+    many = CpuEngine(weights, threads=min(64, 8 * usable_cores()))
+    one = CpuEngine(weights, threads=1)
+    assert many.generate_all([1], max_tokens=500) == one.generate_all([1], max_tokens=500)
+    assert many.steps["solo"] > many.steps["team"] > 1
+    assert one.steps["solo"] == 500 and one.steps["team"] == 0
 
 
 def test_best_is_the_argmax():

@@ -88,12 +88,17 @@ inline Floats total(Ints acc) { return __builtin_convertvector(acc, Floats); }
 inline Floats all(float x) { return x - Floats{}; }
 inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
 template <int N, class Op> inline float fold(const float* a, Op op) {  // by halves: a short chain
-    if constexpr (N == 1) return a[0];
-    else return op(fold<N / 2>(a, op), fold<N / 2>(a + N / 2, op));
+    if constexpr (N == 2) return op(a[0], a[1]);
+    else {
+        typedef float Half __attribute__((vector_size(2 * N)));
+        Half low, high;
+        std::memcpy(&low, a, sizeof low), std::memcpy(&high, a + N / 2, sizeof high);
+        low = op(low, high);
+        return fold<N / 2>((float*)&low, op);
+    }
 }
-inline float sum(Floats v) { return fold<W>((float*)&v, [](float a, float b) { return a + b; }); }
-inline float top(Floats v) { return fold<W>((float*)&v, [](float a, float b) { return a > b ? a : b; }); }
-
+inline float sum(Floats v) { return fold<W>((float*)&v, [](auto a, auto b) { return a + b; }); }
+inline float top(Floats v) { return fold<W>((float*)&v, [](auto a, auto b) { return a > b ? a : b; }); }
 inline Floats root(Floats v) { for (int i = 0; i < W; i++) v[i] = std::sqrt(v[i]); return v; }
 
 constexpr float kMagic = 12582912.f;  // 1.5 * 2^23: adding it rounds to a whole number
@@ -109,7 +114,8 @@ inline Floats exp(Floats x) {
     return (Floats)((Ints)p + ((Ints)shifted << 23));
 }
 
-constexpr int kAhead = 3072;  // bytes, ten groups: what a tile reads next is fetched already
+constexpr int kAhead = 3072;  // bytes, ten groups: what a tile reads next is fetched already. Processors
+// with AVX-512 do so by themselves for blocks of whole cache lines, which are those with minima.
 constexpr int kTogether = W == 16 ? 8 : 4;  // tokens of a prompt: as many sums as there are registers for
 
 enum Kind { kMins, kRatio, kSpread };
@@ -133,7 +139,7 @@ void tiles(const Matrix& w, int64_t tile, int64_t stride, const Acts& x, float* 
         for (int64_t g = 0, inside = 0; g < groups; g++) {
             const bool ends = ++inside == w.groups;  // the block, and so its scales
             for (int t = 0; t < TILES; t++) {
-                if (TOKENS == 1)  // to the second-level cache
+                if (TOKENS == 1 && (W < 16 || KIND != kMins))  // to the second-level cache
                     for (int i = 0; i < 320; i += 64) __builtin_prefetch(codes[t] + kAhead + i, 0, 2);
                 Ints s[P][TOKENS] = {};
                 for (int v = 0; v < 4; v++)
@@ -259,9 +265,9 @@ void attend(const Chunk& chunk, int here, int D, const float* q, Softmax* state)
     float p[R][kChunk], kept[R];
     for (int at = 0; at < filled; at += 16) {
         const uint16_t *keys = chunk.keys + at * D, *values = chunk.values + at * D;
+        for (int i = 0; i < 16 * D; i += 32) __builtin_prefetch(values + i, 0, 2);  // wanted soon
         Floats s[R][P] = {};
         for (int d = 0; d < D; d++) {
-            __builtin_prefetch(values + d * 16);  // as far down, and wanted soon
             for (int i = 0; i < P; i++) {
                 Floats k = load_half(keys + d * 16 + i * W);
                 for (int r = 0; r < R; r++) s[r][i] += k * q[r * D + d];
