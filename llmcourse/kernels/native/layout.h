@@ -47,11 +47,8 @@ struct Acts {
 // [block][D][16], so that a vector holds one coordinate of neighbours. Values lie plainly: [position][D].
 struct Chunk { uint16_t *keys, *values; };
 
-// A softmax under way over some positions: o = Σ exp(s - max) v, sum = Σ exp(s - max).
-struct Softmax {
-    float max, sum;
-    float* o;               // (D)
-};
+// A softmax under way over some positions: o (D) = Σ exp(s - max) v, sum = Σ exp(s - max).
+struct Softmax { float max, sum, *o; };
 
 // The same functions, compiled once for each instruction set.
 struct Operators {

@@ -147,8 +147,7 @@ struct Arena {
 };
 
 struct Found {  // the greatest logit so far; of equal ones the first, as argmax has it
-    float logit = -INFINITY;
-    int id = 0;
+    float logit = -INFINITY; int id = 0;
     void keep(Found other) {
         if (other.logit > logit || (other.logit == logit && other.id < id)) *this = other;
     }
@@ -208,9 +207,7 @@ class Engine {
         if (slept_ns > team_ns / 8 && (solo_ns == 0 || team_ns > solo_ns)) {
             patience = solo_ns ? std::min(2 * patience, 256) : 4;
             solo_left = patience;
-        } else if (slept_ns < team_ns / 32) {
-            patience = 4;
-        }
+        } else if (slept_ns < team_ns / 32) patience = 4;
     }
 
     // ---- One step: `tokens` tokens through all layers ----------------------------------------------
