@@ -9,7 +9,7 @@ import pytest
 
 from tests.benchmarks import decode, peers
 
-RECORDED = Path(__file__).parents[1] / "data" / "measurements" / "decode_cpu.json"
+RECORDED = Path(__file__).parents[1] / "data" / "measurements"
 
 
 def a_row(engine, kind, threads, rounds, perplexity=20.0):
@@ -66,9 +66,10 @@ def test_an_engine_that_fails_says_why():
         decode.measure("nobody", "Q4_1", 1)
 
 
-def test_recorded_rows():
+@pytest.mark.parametrize("name", ["decode_cpu.json", "decode_cpu_avx2.json"])
+def test_recorded_rows(name):
     """Do the recorded rows have the fields that chapter 21 reads, ours for each number of threads?"""
-    found = json.loads(RECORDED.read_text("utf-8"))
+    found = json.loads((RECORDED / name).read_text("utf-8"))
     assert {"cpu", "versions", "date", "rows", "read_gb_per_s", "busy"} <= set(found)
     fields = set(a_row("", "", 1, [1.0]))
     assert all(fields <= set(row) for row in found["rows"])
