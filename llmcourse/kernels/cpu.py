@@ -176,7 +176,9 @@ class CpuEngine(Engine):
         self._model = _model(packed, self.context, self._turns)
         self._engine = self._lib.engine_new(c.byref(self._model), operators, self.threads)
         if not self._engine:
-            raise CourseError("There is no memory for the engine, or for its threads; close other programs.")
+            raise CourseError(
+                "There is no memory for the engine, or for its threads; close other programs."
+            )
 
     @classmethod
     def from_checkpoint(cls, name: str | None = None, **options: Any) -> CpuEngine:
