@@ -66,7 +66,9 @@ def test_an_engine_that_fails_says_why():
         decode.measure("nobody", "Q4_1", 1)
 
 
-@pytest.mark.parametrize("name", ["decode_cpu.json", "decode_cpu_avx2.json"])
+@pytest.mark.parametrize(
+    "name", ["decode_cpu.json", "decode_cpu_second_run.json", "decode_cpu_avx2.json"]
+)
 def test_recorded_rows(name):
     """Do the recorded rows have the fields that chapter 21 reads, ours for each number of threads?"""
     found = json.loads((RECORDED / name).read_text("utf-8"))
