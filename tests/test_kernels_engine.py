@@ -289,7 +289,10 @@ def test_a_team_that_must_wait_goes_solo():
     many = CpuEngine(weights, threads=min(64, 8 * usable_cores()))
     one = CpuEngine(weights, threads=1)
     assert many.generate_all([1], max_tokens=500) == one.generate_all([1], max_tokens=500)
-    assert many.steps["solo"] > many.steps["team"] > 1
+    tried = many.steps["team"]
+    assert many.steps["solo"] > tried > 0
+    many.generate_all([1], max_tokens=550)
+    assert many.steps["team"] > tried  # in case the machine is less busy now
     assert one.steps["solo"] == 500 and one.steps["team"] == 0
 
 
@@ -307,11 +310,37 @@ def test_best_is_the_argmax():
             assert quick.best([token]) == whole.read([token]).argmax()
 
 
-def test_equal_logits_give_the_first():
+@pytest.mark.parametrize("n", [1, 127, 128, 129, 200, 257])
+def test_last_logits_of_a_long_prompt(n):
+    """Read in blocks, does a prompt give after its last token what `read_all` and `best` give there?"""
+    engine = CpuEngine(pack_of(a_llama()), threads=2)
+    ids = np.random.default_rng(n).integers(0, 97, n).tolist()
+    every = engine.read_all(ids)
+    engine.rewind()
+    np.testing.assert_array_equal(engine.read(ids), every[-1])
+    engine.rewind()
+    assert engine.best(ids) == every[-1].argmax()
+
+
+@pytest.mark.parametrize("head_bits", [4, 8])
+def test_best_is_a_token_where_all_logits_are_negative(head_bits):
+    """Do the rows that fill up the last tile, whose product is 0, never win?"""
+    model, ids = a_llama(vocab=97, tied=False), [5, 6, 7]
+    hidden = model.hidden(torch.tensor([ids]))[0, -1]
+    model.lm_head.weight.copy_(-hidden * torch.linspace(0.5, 1, 97)[:, None])
+    engine = CpuEngine(pack_of(model, head_bits=head_bits), threads=2)
+    logits = engine.read(ids)
+    assert logits.max() < 0
+    engine.rewind()
+    assert engine.best(ids) == logits.argmax()
+
+
+@pytest.mark.parametrize("head_bits", [4, 8])
+def test_equal_logits_give_the_first(head_bits):
     """Of rows of the head that are the same, is the first chosen, as argmax does?"""
     model = a_llama(vocab=200)
     model.embed_tokens.weight[50:] = model.embed_tokens.weight[:50].repeat(3, 1)
-    engine = CpuEngine(pack_of(model), threads=2)
+    engine = CpuEngine(pack_of(model, head_bits=head_bits), threads=2)
     for token in range(50):
         engine.rewind()
         assert engine.best([token]) < 50
