@@ -592,7 +592,7 @@ def test_packed_file(tmp_path):
 
 
 def test_a_damaged_pack_is_made_anew(tmp_path, monkeypatch):
-    """Is a packed file that was cut packed again, without a word from the reader?"""
+    """Is a packed file that was cut packed again, without a word, and another one kept apart?"""
     gguf = tmp_path / "model" / "model.gguf"
     gguf.parent.mkdir()
     gguf.write_bytes(b"GGUF")
@@ -611,6 +611,10 @@ def test_a_damaged_pack_is_made_anew(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:3000])
     assert "head" in packed.packed_model(gguf).planes
     assert made == [8, 8]
+    assert packed.packed_model(gguf, head_bits=4).path != path
+    os.utime(gguf, ns=(1, 1))  # another file of the same name and size
+    assert packed.packed_model(gguf).path != path
+    assert made == [8, 8, 4, 8]
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, 5000])
@@ -655,6 +659,12 @@ def test_a_change_makes_a_new_library(tmp_path, monkeypatch):
     assert build.compile_source("int a;", name="x") == one
     assert build.compile_source("int b;", name="x") != one
     assert build.compile_source("int a;", name="x", flags=("-DX",)) != one
+    header, unit = tmp_path / "h.h", tmp_path / "u.cpp"
+    header.write_text("int h;")
+    unit.write_text('#include "h.h"')
+    with_header = build.build("u", [(unit, ())], headers=[header])
+    header.write_text("int g;")
+    assert build.build("u", [(unit, ())], headers=[header]) != with_header
     monkeypatch.setattr(build, "processor", lambda: ("another", frozenset()))
     assert build.compile_source("int a;", name="x") != one  # -march=native is of one processor
 
