@@ -235,7 +235,7 @@ def test_bad_options_say_so():
 def test_threads_that_cannot_start_say_so():
     """Where the system gives no stack for another thread, is there one sentence, and no abort?"""
     program = """
-import sys; sys.path.insert(0, "tests")
+import sys; sys.path.insert(0, sys.argv[1])
 import resource, psutil
 from test_kernels_engine import CourseError, CpuEngine, a_llama, pack_of
 weights = pack_of(a_llama())
@@ -248,7 +248,7 @@ except CourseError as error:
     print(error)
 print(len(CpuEngine(weights, threads=2).generate_all([1], max_tokens=5)))
 """
-    command = [sys.executable, "-c", program]
+    command = [sys.executable, "-c", program, os.path.dirname(__file__)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "There is no memory for the engine" in done.stdout and done.stdout.endswith("5\n")

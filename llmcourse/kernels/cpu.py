@@ -210,7 +210,8 @@ class CpuEngine(Engine):
     def spent(self) -> dict[str, float]:
         """Seconds of the caller's thread since the engine was made, by the parts of a step.
 
-        Each matrix product is counted with what prepares its input; "waiting" is at barriers.
+        Each matrix product is counted with what prepares its input, "head" with the embedding;
+        "waiting" is at barriers.
         """
         return {name: ns / 1e9 for name, ns in zip(PARTS, self._state.spent, strict=True)}
 

@@ -92,7 +92,8 @@ struct Model {
     Linear head;
 };
 
-// What a step is made of; `kWaiting` is at barriers, for whoever is not yet there.
+// What a step is made of: products with what prepares their input, the head with the embedding;
+// `kWaiting` is at barriers, for whoever is not yet there.
 enum Part { kQkv, kAttention, kO, kGateUp, kDown, kHead, kWaiting, kParts };
 
 struct State {              // of an engine, for Python to read; it may lower `length`
