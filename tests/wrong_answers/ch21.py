@@ -134,6 +134,15 @@ def rounded_down(tiles):
     return [[i, i + quarter, i + 2 * quarter, i + 3 * quarter] for i in range(quarter)]
 
 
+def fractions(tiles):
+    quarter = -(-tiles // 4)
+    return [[tile + 0.4 for tile in range(i, tiles, quarter)] for i in range(quarter)]
+
+
+def endless(tiles):
+    return [[float("inf")]]
+
+
 def beyond_the_end(tiles):
     quarter = -(-tiles // 4)
     return [[i, i + quarter, i + 2 * quarter, i + 3 * quarter] for i in range(quarter)]
@@ -274,6 +283,7 @@ WRONG: dict[str, list[Any]] = {
     "21.3": [
         neighbours, rounded_down, beyond_the_end, a_fifth_stream, the_last_tile_again,
         streams_for_units, one_by_one, backwards, rest_at_the_end, flat,
+        fractions, endless,
     ],
     "21.4": [
         four_bits, all_heads, two_of_three, bits_for_bytes, in_seconds, in_gibibytes, q4_0, no_attention,

@@ -136,9 +136,13 @@ def _units(got: Any, given: str) -> list[list[int]]:
         if isinstance(unit, (str, bytes, dict)) or not hasattr(unit, "__iter__"):
             raise Wrong(f"Each unit is a list of tiles; here is {a(unit)}.", given=given, got=got)
         try:
-            found.append([int(tile) for tile in unit])
-        except (TypeError, ValueError):
+            tiles = list(unit)
+            whole = [int(tile) for tile in tiles]
+        except (TypeError, ValueError, OverflowError):
             raise Wrong("Tiles are whole numbers.", given=given, got=got) from None
+        if whole != tiles:
+            raise Wrong("Tiles are whole numbers.", given=given, got=got)
+        found.append(whole)
     return found
 
 
